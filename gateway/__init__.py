@@ -1,0 +1,1 @@
+"""Holds the connections of front ends and knows how they are spoken to; never talks to an agent."""

@@ -1,0 +1,297 @@
+"""agents.yaml: agents, clients and their limits, validated once and frozen.
+
+Secrets stand in the file only as `${NAME}`; an agent whose variable is unset is listed as
+unavailable with the variable's name, and the others run. Durations are in seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, ValidationError, field_validator
+
+from shared.errors import ConfigError
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$")]
+OnDisconnect = Literal["continue", "cancel", "linger"]
+OnInterrupt = Literal["fail", "restart"]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Timeouts(_Model):
+    """The four deadlines of a run, and the one to connect."""
+
+    queue: float = Field(60.0, gt=0, description="from acceptance to the first attempt")
+    connect: float = Field(10.0, gt=0, description="to reach the agent")
+    first_event: float = Field(60.0, gt=0, description="from the request to the first event; pings do not count")
+    progress: float = Field(60.0, gt=0, description="between two events; pings do not count")
+    run: float = Field(600.0, gt=0, description="the whole run, from its first attempt to its end")
+
+
+class _Agent(_Model):
+    description: str | None = None
+    timeouts: Timeouts = Timeouts()
+    on_disconnect: OnDisconnect = "continue"
+    linger: float = Field(30.0, ge=0, description="with on_disconnect linger: seconds after the last viewer left")
+    on_interrupt: OnInterrupt = "fail"
+    repeatable: bool = Field(True, description="false: never call this agent a second time for one run")
+    text: str | None = Field(None, description="JSONPath of the text in structured output, for text-only front ends")
+
+
+class _HttpAgent(_Agent):
+    url: str
+    api_key: SecretStr | None = None
+    headers: dict[str, SecretStr] = {}
+    body: dict[str, Any] = Field({}, description="fields added to every request body")
+    user: str = Field("streaming-bff", description="user id told to the agent when the front end names none")
+
+    @field_validator("url")
+    @classmethod
+    def _http(cls, url: str) -> str:
+        if not re.match(r"https?://[^/\s?#@\\]+([/?][^\s\\]*)?$", url):
+            raise ValueError("must be an http:// or https:// address without user name or spaces")
+        return url.rstrip("/")
+
+
+class OpenAIChatAgent(_HttpAgent):
+    """Chat Completions and its look-alikes. `url` is the base; `/chat/completions` is added."""
+
+    dialect: Literal["openai-chat"]
+    model: str
+    usage: bool = Field(True, description="ask for token counts (`stream_options.include_usage`)")
+    split_think: bool = Field(False, description="take <think>...</think> out of the text as reasoning")
+    api_key_header: str = Field("Authorization", description="`api-key` on Azure")
+
+
+class DifyAgent(_HttpAgent):
+    """A Dify app. `url` is the base, which ends in `/v1`."""
+
+    dialect: Literal["dify-completion", "dify-chat", "dify-workflow"]
+    history: Literal["last", "transcript"] = "last"
+    input_name: str = Field("query", description="named input that takes the text of a plain request")
+
+
+class Rule(_Model):
+    """One mapping rule: when it applies, and what it takes by JSONPath. Rules are tried in order and
+    the first that applies is used."""
+
+    event: str | None = Field(None, description="applies to frames with this SSE event name")
+    when: dict[str, Any] = Field({}, description="JSONPath to value: applies when all are equal")
+    text: str | None = None
+    reasoning: str | None = None
+    data: dict[str, str] = Field({}, description="name to JSONPath: structured output")
+    usage: dict[Literal["input_tokens", "output_tokens", "total_tokens", "reasoning_tokens"], str] = {}
+    step: str | None = Field(None, description="JSONPath of a step's name")
+    error: str | None = Field(None, description="JSONPath of an error's text: the run fails")
+    end: bool = Field(False, description="the agent's end marker")
+    ignore: bool = False
+
+
+class MappedAgent(_HttpAgent):
+    """An agent nobody wrote code for: JSONPath rules over its frames."""
+
+    dialect: Literal["mapped"]
+    method: Literal["GET", "POST", "PUT"] = "POST"
+    framing: Literal["sse", "ndjson"] = "sse"
+    request: Any = Field({"input": "{{ prompt }}"}, description="request body; templates fill values")
+    rules: tuple[Rule, ...] = Field(min_length=1)
+    done: str | None = Field(None, description="literal data of the frame that ends the stream, such as [DONE]")
+    end_of_body_completes: bool = Field(False, description="the agent has no end marker of its own")
+
+
+class RestAgent(_HttpAgent):
+    """An old service: one JSON answer."""
+
+    dialect: Literal["rest"]
+    method: Literal["GET", "POST", "PUT"] = "POST"
+    request: Any = Field({"input": "{{ prompt }}"}, description="request body; templates fill values")
+    answer: str | None = Field(None, description="JSONPath of the text; without it the whole answer is data")
+    outputs: str | None = Field(None, description="JSONPath of structured output")
+    error: str | None = Field(None, description="JSONPath of an error's text; the run fails when it is found")
+
+
+class FunctionAgent(_Agent):
+    """A Python function of your own: async generator, generator, coroutine or plain function."""
+
+    dialect: Literal["function"]
+    call: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="package.module:function")
+
+
+Agent = Annotated[
+    OpenAIChatAgent | DifyAgent | MappedAgent | RestAgent | FunctionAgent, Field(discriminator="dialect")
+]
+
+
+class ClientKey(_Model):
+    """A key of a tenant. Only its id and the keyed hash of its secret are kept (`bff keys new`)."""
+
+    id: str = Field(pattern=r"^[a-z0-9]{8,32}$")
+    hash: str = Field(pattern=r"^[0-9a-f]{64}$")
+    expires: datetime | None = None
+    scopes: tuple[Literal["run", "read", "admin"], ...] = ("run", "read")
+    agents: tuple[str, ...] = ("*",)
+    default_agent: str | None = None
+
+
+class Limits(_Model):
+    running: int = Field(1000, ge=0, description="runs of this tenant that have not ended")
+    streams: int = Field(1000, ge=0, description="open streams of this tenant on one gateway")
+    requests_per_minute: int = Field(6000, ge=1, description="requests of this tenant to one gateway")
+
+
+class Client(_Model):
+    """A tenant."""
+
+    keys: tuple[ClientKey, ...] = ()
+    limits: Limits = Limits()
+
+
+class _File(_Model):
+    agents: dict[Name, Any] = {}
+    clients: dict[Name, Client] = {}
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the file says. `unavailable` maps the name of an agent to why it cannot be asked."""
+
+    agents: Mapping[str, Agent] = field(default_factory=dict)
+    unavailable: Mapping[str, str] = field(default_factory=dict)
+    dialects: Mapping[str, str] = field(default_factory=dict)
+    clients: Mapping[str, Client] = field(default_factory=dict)
+    digest: str = ""
+
+
+_AGENT: TypeAdapter[Agent] = TypeAdapter(Agent)
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+_SECRET_FIELDS = ("api_key",)
+
+
+class _Unset(Exception):
+    """A variable without a default is not set."""
+
+
+def load(path: Path, env: Mapping[str, str] = os.environ) -> Config:
+    """Read and check the file. Raises ConfigError with the line and the reason."""
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); write one or set BFF_CONFIG to its place"
+        ) from None
+    return parse(text, env, str(path))
+
+
+def parse(text: str, env: Mapping[str, str], where: str = "agents.yaml") -> Config:
+    """The same for text. `where` names it in errors."""
+    try:
+        root = yaml.compose(text, yaml.SafeLoader)
+        raw = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{where}{line}: not YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{where}:1: expected a mapping with `agents:`")
+    _refuse_literal_secrets(raw, root, where)
+    try:
+        file = _File.model_validate(raw)
+    except ValidationError as error:
+        raise _explained(error, root, where, ()) from None
+    agents: dict[str, Agent] = {}
+    unavailable: dict[str, str] = {}
+    for name, entry in file.agents.items():
+        try:
+            agents[name] = _AGENT.validate_python(_filled(entry, env))
+        except _Unset as unset:
+            unavailable[name] = f"the environment variable {unset} is not set"
+        except ValidationError as error:
+            raise _explained(error, root, where, ("agents", name)) from None
+    dialects = {
+        name: str(entry.get("dialect", "")) for name, entry in file.agents.items() if isinstance(entry, dict)
+    }
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return Config(agents, unavailable, dialects, file.clients, digest)
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of the file, for editors."""
+    schema = _File.model_json_schema()
+    agent = _AGENT.json_schema(ref_template="#/$defs/{model}")
+    schema["$defs"] = {**schema.get("$defs", {}), **agent.pop("$defs", {})}
+    schema["properties"]["agents"]["additionalProperties"] = agent
+    return schema
+
+
+def _filled(value: Any, env: Mapping[str, str]) -> Any:
+    """`value` with every `${NAME}` and `${NAME:-default}` replaced. Raises _Unset."""
+    if isinstance(value, dict):
+        return {key: _filled(inner, env) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_filled(inner, env) for inner in value]
+    if not isinstance(value, str):
+        return value
+
+    def look_up(match: re.Match[str]) -> str:
+        name, default = match.groups()
+        found = env.get(name) or default
+        if found is None:
+            raise _Unset(name)
+        return found
+
+    return _VARIABLE.sub(look_up, value)
+
+
+def _refuse_literal_secrets(raw: dict[str, Any], root: yaml.Node | None, where: str) -> None:
+    agents = raw.get("agents")
+    for name, entry in agents.items() if isinstance(agents, dict) else ():
+        for secret in _SECRET_FIELDS:
+            value = entry.get(secret) if isinstance(entry, dict) else None
+            if isinstance(value, str) and not _VARIABLE.search(value):
+                line = _line(root, ("agents", name, secret))
+                raise ConfigError(
+                    f"{where}:{line}: agents.{name}.{secret}: a secret must not stand in the file;"
+                    f" write ${{NAME}} and set the variable NAME"
+                )
+
+
+def _explained(
+    error: ValidationError, root: yaml.Node | None, where: str, prefix: tuple[str, ...]
+) -> ConfigError:
+    """Pydantic's complaints, a line each, with the place in the file and without the values."""
+    tags = {"openai-chat", "dify-completion", "dify-chat", "dify-workflow", "mapped", "rest", "function"}
+    lines = []
+    for detail in error.errors(include_url=False, include_input=False):
+        path = prefix + tuple(part for part in detail["loc"] if part not in tags)
+        name = ".".join(map(str, path))
+        lines.append(f"{where}:{_line(root, path)}: {name}: {detail['msg']}")
+    return ConfigError("\n".join(lines))
+
+
+def _line(node: yaml.Node | None, path: tuple[Any, ...]) -> int:
+    """The line of the deepest node on `path` that exists."""
+    line = node.start_mark.line + 1 if node is not None else 1
+    for part in path:
+        child = None
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == str(part):
+                    line, child = key.start_mark.line + 1, value
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            child = node.value[part]
+            line = child.start_mark.line + 1
+        if child is None:
+            break
+        node = child
+    return line

@@ -1,0 +1,1 @@
+"""Talks to agents and appends what they say to the log; knows nothing of connections."""
