@@ -69,14 +69,18 @@ class Broker:
     """Commands and scripts on one Redis. Each call raises BrokerError or one of its kinds."""
 
     def __init__(self, client: Redis, timeout: float = 3.0) -> None:
-        self._client = client
+        self._client: Any = client  # redis-py's own types leave out half of what is called here
         self._timeout = timeout
 
     @classmethod
     def open(cls, url: str, timeout: float = 3.0, connections: int = 64) -> Broker:
         """A broker for `url`; connects when first used. `timeout` in seconds is for each call."""
         client = Redis.from_url(
-            url, protocol=2, socket_connect_timeout=timeout, max_connections=connections, retry_on_timeout=False
+            url,
+            protocol=2,
+            socket_connect_timeout=timeout,
+            max_connections=connections,
+            retry_on_timeout=False,
         )
         return cls(client, timeout)
 
@@ -87,11 +91,13 @@ class Broker:
     @property
     def client(self) -> Redis:
         """The redis-py client, for what has no call here."""
-        return self._client
+        client: Redis = self._client
+        return client
 
     def connection(self) -> Connection:
         """A connection of its own, unconnected, for a subscription."""
-        return self._client.connection_pool.make_connection()
+        connection: Connection = self._client.connection_pool.make_connection()
+        return connection
 
     async def call(self, *command: str | bytes | int | float) -> Any:
         """One command's reply."""
@@ -104,7 +110,8 @@ class Broker:
             async with self._client.pipeline(transaction=False) as pipe:
                 for command in commands:
                     pipe.execute_command(*command)
-                return await pipe.execute()
+                replies: list[Any] = await pipe.execute()
+                return replies
 
         return await self._within_deadline(send) if commands else []
 
@@ -128,8 +135,11 @@ class Broker:
         async def send() -> list[Any]:
             async with self._client.pipeline(transaction=False) as pipe:
                 for call in calls:
-                    pipe.execute_command("EVALSHA", call.script.digest, len(call.keys), *call.keys, *call.args)
-                return await pipe.execute(raise_on_error=False)
+                    pipe.execute_command(
+                        "EVALSHA", call.script.digest, len(call.keys), *call.keys, *call.args
+                    )
+                replies: list[Any] = await pipe.execute(raise_on_error=False)
+                return replies
 
         return await self._within_deadline(send) if calls else []
 
@@ -196,4 +206,6 @@ async def check(broker: Broker) -> None:
             " Set `maxmemory-policy noeviction`"
         )
     if fields.get("aof_enabled") == "0":
-        log.info("Redis keeps no append-only file: a restart loses ended runs (running ones are written again)")
+        log.info(
+            "Redis keeps no append-only file: a restart loses ended runs (running ones are written again)"
+        )

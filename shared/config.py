@@ -34,7 +34,9 @@ class Timeouts(_Model):
 
     queue: float = Field(60.0, gt=0, description="from acceptance to the first attempt")
     connect: float = Field(10.0, gt=0, description="to reach the agent")
-    first_event: float = Field(60.0, gt=0, description="from the request to the first event; pings do not count")
+    first_event: float = Field(
+        60.0, gt=0, description="from the request to the first event; pings do not count"
+    )
     progress: float = Field(60.0, gt=0, description="between two events; pings do not count")
     run: float = Field(600.0, gt=0, description="the whole run, from its first attempt to its end")
 
@@ -43,10 +45,14 @@ class _Agent(_Model):
     description: str | None = None
     timeouts: Timeouts = Timeouts()
     on_disconnect: OnDisconnect = "continue"
-    linger: float = Field(30.0, ge=0, description="with on_disconnect linger: seconds after the last viewer left")
+    linger: float = Field(
+        30.0, ge=0, description="with on_disconnect linger: seconds after the last viewer left"
+    )
     on_interrupt: OnInterrupt = "fail"
     repeatable: bool = Field(True, description="false: never call this agent a second time for one run")
-    text: str | None = Field(None, description="JSONPath of the text in structured output, for text-only front ends")
+    text: str | None = Field(
+        None, description="JSONPath of the text in structured output, for text-only front ends"
+    )
 
 
 class _HttpAgent(_Agent):
@@ -106,7 +112,9 @@ class MappedAgent(_HttpAgent):
     framing: Literal["sse", "ndjson"] = "sse"
     request: Any = Field({"input": "{{ prompt }}"}, description="request body; templates fill values")
     rules: tuple[Rule, ...] = Field(min_length=1)
-    done: str | None = Field(None, description="literal data of the frame that ends the stream, such as [DONE]")
+    done: str | None = Field(
+        None, description="literal data of the frame that ends the stream, such as [DONE]"
+    )
     end_of_body_completes: bool = Field(False, description="the agent has no end marker of its own")
 
 

@@ -68,7 +68,10 @@ class RequestError(BffError):
 
 
 class AgentError(BffError):
-    """The agent failed; the text is safe to show, `code` goes into `run.failed`."""
+    """The agent failed; the text is safe to show, `code` goes into `run.failed`.
+
+    `agent_code` is the agent's own word for it, `retry_after` in seconds.
+    """
 
     code = "agent_error"
     retryable = False
@@ -80,8 +83,10 @@ class AgentError(BffError):
         code: str | None = None,
         retryable: bool | None = None,
         retry_after: float | None = None,
+        agent_code: str | int | None = None,
     ) -> None:
         super().__init__(message)
+        self.agent_code = agent_code
         if code is not None:
             self.code = code
         if retryable is not None:

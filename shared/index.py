@@ -37,7 +37,11 @@ class RunIndex:
     async def open_runs(self, count: int) -> list[tuple[str, int]]:
         """The oldest open runs with the time of their acceptance."""
         rows = await self._broker.call("ZRANGE", keys.OPEN, 0, count - 1, "WITHSCORES")
-        pairs = rows if rows and isinstance(rows[0], list | tuple) else list(zip(rows[::2], rows[1::2], strict=True))
+        pairs = (
+            rows
+            if rows and isinstance(rows[0], list | tuple)
+            else list(zip(rows[::2], rows[1::2], strict=True))
+        )
         return [(run.decode(), int(float(score))) for run, score in pairs]
 
     async def of_tenant(self, tenant: str, count: int) -> list[str]:

@@ -19,7 +19,7 @@ from shared import cursor, keys
 from shared.broker import Broker, ScriptCall, load_script, raised
 from shared.cursor import Cursor
 from shared.errors import BrokerError
-from shared.events import TERMINAL_TYPES, Event, dump, load
+from shared.events import EVENT_TYPES, TERMINAL_TYPES, Event, dump, load
 
 
 class Answer(StrEnum):
@@ -73,6 +73,12 @@ class Entry:
     def terminal(self) -> bool:
         """Whether it ends the stream."""
         return self.type in TERMINAL_TYPES
+
+    @property
+    def visible(self) -> bool:
+        """Whether a person sees it."""
+        known = EVENT_TYPES.get(self.type)
+        return known is not None and known.visible
 
     @property
     def size(self) -> int:
