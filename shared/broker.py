@@ -38,10 +38,7 @@ class Script:
 
     name: str
     source: str
-
-    @property
-    def digest(self) -> str:
-        return hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+    digest: str
 
 
 def load_script(name: str, *, allow_oom: bool = False, with_flags: bool = True) -> Script:
@@ -53,7 +50,8 @@ def load_script(name: str, *, allow_oom: bool = False, with_flags: bool = True) 
     folder = resources.files("shared") / "lua"
     head = f"#!lua flags={'allow-oom' if allow_oom else ''}\n" if with_flags else ""
     prelude = (folder / "prelude.lua").read_text("utf-8")
-    return Script(name, head + prelude + (folder / f"{name}.lua").read_text("utf-8"))
+    source = head + prelude + (folder / f"{name}.lua").read_text("utf-8")
+    return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
 
 @dataclass(frozen=True)

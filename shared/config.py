@@ -88,45 +88,65 @@ class DifyAgent(_HttpAgent):
     input_name: str = Field("query", description="named input that takes the text of a plain request")
 
 
+Method = Literal["GET", "POST", "PUT"]
+JsonPath = Annotated[str, Field(min_length=1, max_length=256)]
+TokenCount = Literal["input_tokens", "output_tokens", "total_tokens", "reasoning_tokens"]
+
+
 class Rule(_Model):
     """One mapping rule: when it applies, and what it takes by JSONPath. Rules are tried in order and
-    the first that applies is used."""
+    the first that applies is used. A path that finds nothing gives nothing."""
 
-    event: str | None = Field(None, description="applies to frames with this SSE event name")
-    when: dict[str, Any] = Field({}, description="JSONPath to value: applies when all are equal")
-    text: str | None = None
-    reasoning: str | None = None
-    data: dict[str, str] = Field({}, description="name to JSONPath: structured output")
-    usage: dict[Literal["input_tokens", "output_tokens", "total_tokens", "reasoning_tokens"], str] = {}
-    step: str | None = Field(None, description="JSONPath of a step's name")
-    error: str | None = Field(None, description="JSONPath of an error's text: the run fails")
+    event: str | None = Field(None, description="applies to frames of this type: `event:`, $.event or $.type")
+    when: dict[JsonPath, Any] = Field({}, description="JSONPath to value: applies when all are equal")
+    text: JsonPath | None = None
+    whole: JsonPath | None = Field(None, description="the whole text so far, for agents that repeat it")
+    reasoning: JsonPath | None = None
+    data: dict[str, JsonPath] = Field({}, description="name to JSONPath: structured output")
+    usage: dict[TokenCount, JsonPath] = {}
+    step: JsonPath | None = Field(None, description="JSONPath of a step's name")
+    conversation: JsonPath | None = Field(None, description="JSONPath of the agent's own conversation id")
+    error: JsonPath | None = Field(None, description="JSONPath of an error's text: the run fails when found")
     end: bool = Field(False, description="the agent's end marker")
     ignore: bool = False
 
 
-class MappedAgent(_HttpAgent):
+class _TemplatedAgent(_HttpAgent):
+    """`{{ prompt }}`, `{{ messages }}`, `{{ conversation }}`, `{{ user }}`, `{{ inputs.NAME }}` and
+    `{{ metadata.NAME }}` fill values of the request, path segments and query values of the address."""
+
+    method: Method = "POST"
+    request: Any = Field({"input": "{{ prompt }}"}, description="request body; not sent with GET")
+
+    @field_validator("url", mode="before")
+    @classmethod
+    def _templates(cls, url: Any) -> Any:
+        if not isinstance(url, str):
+            return url
+        url = re.sub(r"\{\{\s*([\w.-]+)\s*\}\}", r"{{\1}}", url)
+        if "{{" in re.split(r"[/?#]", url.partition("://")[2] or url, maxsplit=1)[0]:
+            raise ValueError("a template must not stand in the host or port")
+        return url
+
+
+class MappedAgent(_TemplatedAgent):
     """An agent nobody wrote code for: JSONPath rules over its frames."""
 
     dialect: Literal["mapped"]
-    method: Literal["GET", "POST", "PUT"] = "POST"
     framing: Literal["sse", "ndjson"] = "sse"
-    request: Any = Field({"input": "{{ prompt }}"}, description="request body; templates fill values")
+    content: Literal["json", "text"] = Field("json", description="what the data of a frame is")
     rules: tuple[Rule, ...] = Field(min_length=1)
-    done: str | None = Field(
-        None, description="literal data of the frame that ends the stream, such as [DONE]"
-    )
+    done: str | None = Field(None, description="data of the frame that ends the stream, such as [DONE]")
     end_of_body_completes: bool = Field(False, description="the agent has no end marker of its own")
 
 
-class RestAgent(_HttpAgent):
-    """An old service: one JSON answer."""
+class RestAgent(_TemplatedAgent):
+    """An old service: one JSON answer. What is not JSON is text."""
 
     dialect: Literal["rest"]
-    method: Literal["GET", "POST", "PUT"] = "POST"
-    request: Any = Field({"input": "{{ prompt }}"}, description="request body; templates fill values")
-    answer: str | None = Field(None, description="JSONPath of the text; without it the whole answer is data")
-    outputs: str | None = Field(None, description="JSONPath of structured output")
-    error: str | None = Field(None, description="JSONPath of an error's text; the run fails when it is found")
+    answer: JsonPath | None = Field(None, description="JSONPath of the text; else the whole answer is data")
+    outputs: JsonPath | None = Field(None, description="JSONPath of structured output")
+    error: JsonPath | None = Field(None, description="JSONPath of an error's text: the run fails when found")
 
 
 class FunctionAgent(_Agent):

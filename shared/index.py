@@ -13,17 +13,22 @@ class RunIndex:
         self._broker = broker
         self._retention_ms = retention_ms
 
-    async def add(self, run: str, tenant: str, now_ms: int) -> None:
-        """Enter a run before it is created, so that nothing created is ever unknown to the sweep."""
+    async def add(self, run: str, tenant: str, now_ms: int) -> int:
+        """Enter a run before it is created, so that nothing created is ever unknown to the sweep.
+
+        Gives the number of the tenant's runs that were open before.
+        """
         mine = keys.runs_of(tenant)
-        await self._broker.calls(
+        replies = await self._broker.calls(
             [
+                ("ZINTERCARD", 2, keys.OPEN, mine),
                 ("ZADD", keys.OPEN, "NX", now_ms, run),
                 ("ZADD", mine, "NX", now_ms, run),
                 ("ZREMRANGEBYSCORE", mine, "-inf", now_ms - 2 * self._retention_ms),
                 ("PEXPIRE", mine, 2 * self._retention_ms),
             ]
         )
+        return int(replies[0])
 
     async def reopen(self, run: str, now_ms: int) -> None:
         """Enter a run again that Redis forgot."""

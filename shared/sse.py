@@ -49,9 +49,13 @@ class _Buffer:
         self._limit = limit
         self._parts: list[bytes] = []
         self._size = 0
+        self.ends_line = False
 
     def add(self, chunk: bytes) -> None:
+        if not chunk:
+            return
         self._parts.append(chunk)
+        self.ends_line = chunk.endswith(b"\n")
         self._size += len(chunk)
         if self._size > self._limit:
             raise FrameTooLarge(f"a frame is over the limit of {self._limit} bytes")
@@ -60,6 +64,7 @@ class _Buffer:
         whole = b"".join(self._parts)
         self._parts.clear()
         self._size = 0
+        self.ends_line = False
         return whole
 
 
@@ -77,7 +82,7 @@ class SSEDecoder:
         if not self._begun:
             chunk = self._without_bom(chunk)
         chunk = self._with_lf(chunk)
-        if b"\n" not in chunk:
+        if b"\n\n" not in chunk and not (self._rest.ends_line and chunk.startswith(b"\n")):
             self._rest.add(chunk)
             return []
         *blocks, rest = (self._rest.take() + chunk).split(b"\n\n")

@@ -19,7 +19,7 @@ from shared import cursor, keys
 from shared.broker import Broker, ScriptCall, load_script, raised
 from shared.cursor import Cursor
 from shared.errors import BrokerError
-from shared.events import EVENT_TYPES, TERMINAL_TYPES, Event, dump, load
+from shared.events import EVENT_TYPES, TERMINAL_TYPES, Event, RunStarted, dump, load
 
 
 class Answer(StrEnum):
@@ -111,6 +111,7 @@ class NewRun:
     run_ms: int
     retention_ms: int
     meta: Mapping[str, str]
+    model: str | None = None
 
 
 class Created(NamedTuple):
@@ -125,16 +126,20 @@ class Created(NamedTuple):
 
 @dataclass(frozen=True)
 class Claim:
-    """An attempt that is ours: its number, the entry that began it, the prompt, and the run's meta."""
+    """An attempt that is ours: the entry that began it, the prompt, the run's meta.
+
+    `head` are the entries before any attempt, `server_id` tells whether Redis is still the same:
+    both are wanted when it loses its data.
+    """
 
     run: str
     token: str
     attempt: int
     started: Entry
-    prev: Cursor
     request: bytes
     server_id: str
     meta: Mapping[str, str]
+    head: tuple[Entry, ...]
 
 
 class Reply(NamedTuple):
@@ -200,8 +205,8 @@ class Log(Protocol):
         """Begin a run, or find that it was begun before."""
         ...
 
-    async def claim(self, run: str, token: str, started: Mapping[str, Any]) -> Claim | Answer:
-        """Begin an attempt. `started` are the agent's fields of `run.started`.
+    async def claim(self, run: str, token: str) -> Claim | Answer:
+        """Begin an attempt.
 
         Refusals: ENDED, HELD, WAIT, EXPIRED, USED_UP, GONE. The same token again gets the same claim.
         """
@@ -224,7 +229,8 @@ class Log(Protocol):
         ...
 
     async def restore(self, claim: Claim, entries: Sequence[Entry], lifetime_ms: int) -> Answer:
-        """Write a stream again that Redis lost with its data: OK, EXISTS, ENDED or GONE."""
+        """Write a stream again that Redis lost with its data, from the claim's head and the attempt's
+        entries: OK, EXISTS, ENDED or GONE."""
         ...
 
     async def erase(self, run: str, tombstone_ms: int) -> Answer:
@@ -298,6 +304,7 @@ class StreamLog:
             "tenant": new.tenant,
             "agent": new.agent,
             "retention_ms": str(new.retention_ms),
+            "opening": _opening(new),
         }
         lifetime = new.queue_ms + new.run_ms + new.retention_ms
         reply = await self._run(
@@ -317,22 +324,20 @@ class StreamLog:
             return Created(False, reply[1].decode(), end=reply[2].decode())
         return Created(True, new.body_hash, reply[2].decode(), int(reply[1]))
 
-    async def claim(self, run: str, token: str, started: Mapping[str, Any]) -> Claim | Answer:
-        rest = started_rest(started)
-        reply = await self._run("claim", run, token, self._lease_ms, self._max_attempts, rest)
+    async def claim(self, run: str, token: str) -> Claim | Answer:
+        reply = await self._run("claim", run, token, self._lease_ms, self._max_attempts)
         if reply[0] != b"CLAIMED":
             return Answer(reply[0].decode())
-        attempt, prev = int(reply[1]), reply[2].decode()
-        data = f'{{"attempt":{attempt},"prev":"{prev}"'.encode() + rest
+        attempt, started, request, server_id, meta, head = reply[1:]
         return Claim(
             run=run,
             token=token,
-            attempt=attempt,
-            started=Entry(Cursor(attempt, 0), "run.started", data),
-            prev=cursor.parse(prev),
-            request=reply[3],
-            server_id=reply[4].decode(),
-            meta=_pairs(reply[5]),
+            attempt=int(attempt),
+            started=Entry(Cursor(int(attempt), 0), RunStarted.type, started),
+            request=request,
+            server_id=server_id.decode(),
+            meta=_pairs(meta),
+            head=tuple(_entry(row) for row in head),
         )
 
     async def append(self, appends: Sequence[Append]) -> list[Reply | BrokerError]:
@@ -387,7 +392,7 @@ class StreamLog:
             claim.request,
             len(meta),
             *meta,
-            *_flat(entries),
+            *_flat((*claim.head, *entries)),
         )
         return Answer(reply[0].decode())
 
@@ -424,10 +429,10 @@ class StreamLog:
         return [_text_keys(reply) for reply in replies]
 
 
-def started_rest(started: Mapping[str, Any]) -> bytes:
-    """The JSON of `run.started` behind its attempt and prev, which only the script knows."""
-    fields = orjson.dumps({key: value for key, value in started.items() if value is not None})
-    return b"}" if fields == b"{}" else b"," + fields[1:]
+def _opening(new: NewRun) -> str:
+    """The end of `run.started`'s JSON; its beginning, attempt and prev, only the claim knows."""
+    fields = {"agent": new.agent} if new.model is None else {"agent": new.agent, "model": new.model}
+    return "," + orjson.dumps(fields)[1:].decode()
 
 
 def parse_published(payload: bytes) -> list[Entry]:

@@ -1,14 +1,14 @@
--- channel, token, lease ms, most attempts, rest of run.started's JSON
--- CLAIMED attempt prev request server-id meta | ENDED | HELD | WAIT | EXPIRED | USED_UP | GONE
-local m = meta('end', 'token', 'attempt', 'attempts', 'due', 'queue_by', 'started', 'run_ms', 'retention_ms', 'prev')
+-- channel, token, lease ms, most attempts
+-- CLAIMED attempt run.started request server-id meta head | ENDED | HELD | WAIT | EXPIRED | USED_UP | GONE
+local m = meta('end', 'token', 'attempt', 'attempts', 'due', 'queue_by', 'started', 'run_ms', 'retention_ms', 'opening_event', 'opening')
 local last = newest()
 if m[1] then return { 'ENDED' } end
 if not m[8] or not last then return { 'GONE' } end
 local owner = redis.call('GET', LEASE)
 if owner and (owner ~= ARGV[2] or m[2] ~= ARGV[2]) then return { 'HELD' } end
-local attempt, prev
+local attempt, event
 if owner then
-  attempt, prev = m[3], m[10] -- the same claim again, its reply was lost
+  attempt, event = m[3], m[10] -- the same claim again, its reply was lost
 else
   local t = now()
   if not m[5] then return { 'HELD' } end -- an attempt is under way: only the sweep says when it is lost
@@ -16,11 +16,11 @@ else
   if not m[7] and t > tonumber(m[6]) then return { 'EXPIRED' } end
   if tonumber(m[4] or 0) >= tonumber(ARGV[4]) then return { 'USED_UP' } end
   attempt = text(math.max(tonumber(m[3] or 0) + 1, tonumber((split(last))) + 1, t))
-  prev = last
-  local event = '{"attempt":' .. attempt .. ',"prev":"' .. prev .. '"' .. ARGV[5]
+  event = '{"attempt":' .. attempt .. ',"prev":"' .. last .. '"' .. m[11]
   redis.call('XADD', STREAM, 'NOMKSTREAM', attempt .. '-0', 't', 'run.started', 'd', event)
   redis.call('SET', LEASE, ARGV[2], 'PX', ARGV[3])
-  redis.call('HSET', META, 'attempt', attempt, 'attempts', text(tonumber(m[4] or 0) + 1), 'token', ARGV[2], 'prev', prev)
+  redis.call('HSET', META, 'attempt', attempt, 'attempts', text(tonumber(m[4] or 0) + 1), 'token', ARGV[2],
+    'opening_event', event)
   if not m[7] then redis.call('HSET', META, 'started', text(t), 'run_by', text(t + m[8])) end
   redis.call('HDEL', META, 'due', 'suspect', 'job')
   for _, key in ipairs({ STREAM, META, REQUEST, VIEWERS }) do
@@ -28,4 +28,5 @@ else
   end
   publish(attempt .. '-0\nrun.started\n' .. event)
 end
-return { 'CLAIMED', attempt, prev, redis.call('GET', REQUEST) or '', server_id(), redis.call('HGETALL', META) }
+return { 'CLAIMED', attempt, event, redis.call('GET', REQUEST) or '', server_id(), redis.call('HGETALL', META),
+  redis.call('XRANGE', STREAM, '0-1', '0-9') }

@@ -1,0 +1,336 @@
+"""The running set: the runs this worker carries, from their claim to their end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from shared.broker import patiently
+from shared.conversations import Conversations
+from shared.cursor import Cursor
+from shared.endings import expired, interrupted, poisoned
+from shared.errors import BffError, BrokerError, BrokerUnavailable
+from shared.events import RunFailed, RunIds, RunStopped, Terminal, dump
+from shared.failpoints import failpoint
+from shared.index import RunIndex
+from shared.stopping import Stopper
+from shared.stream_log import Answer, Claim, Entry, Finish, Log
+from shared.telemetry import run_log
+from workers.outbox import Left, Outbox, StorageFull
+from workers.relay import GivenBack, Line, Relay
+from workers.slots import Slots
+from workers.writer import Writer
+
+log = logging.getLogger(__name__)
+
+CLAIM_PATIENCE = 2.0
+"""Seconds for which a claim without a reply is repeated; the same token gets the same claim."""
+
+AFTER_FINISH = 5.0
+"""Seconds for which an ended run is kept, in case Redis loses its end (W5)."""
+
+OUTAGE_PATIENCE = 60.0
+"""Seconds beyond a run's deadline for which its end waits for Redis."""
+
+Aside = Callable[[Coroutine[Any, Any, None]], None]
+Lines = Callable[[Claim, Callable[[RunIds], None], Aside], Line | None]
+"""How the agent of a claimed run is reached; None when this worker does not know it."""
+
+
+@dataclass
+class _Running:
+    claim: Claim
+    outbox: Outbox
+    relay: Relay | None = None
+    task: asyncio.Task[None] | None = None
+    ended_at: float = field(default=0.0)
+    terminal: Terminal | None = None
+
+
+class RunningSet:
+    """Claims runs, keeps their leases, hears their ends, and finishes or hands them back."""
+
+    def __init__(
+        self,
+        log_: Log,
+        index: RunIndex,
+        stopper: Stopper,
+        conversations: Conversations,
+        lines: Lines,
+        slots: Slots,
+        *,
+        renew_every: float,
+        max_stream_bytes: int,
+    ) -> None:
+        self._log = log_
+        self._index = index
+        self._stopper = stopper
+        self._conversations = conversations
+        self._lines = lines
+        self._slots = slots
+        self._renew_every = renew_every
+        self._max_stream_bytes = max_stream_bytes
+        self._writer = Writer(log_, index, self._renew)
+        self._running: dict[str, _Running] = {}
+        self._ended: dict[str, _Running] = {}
+        self._side_tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    async def run(self) -> None:
+        """Append, renew and look after what has ended, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._writer.run())
+            group.create_task(self._renew_for_ever())
+            group.create_task(self._guard_ended())
+
+    async def start(self, run: str) -> bool:
+        """Claim the run and carry it; its slot is released at its end.
+
+        False when there is nothing to carry. Raises BrokerError.
+        """
+        token = secrets.token_hex(8)
+        until = time.monotonic() + CLAIM_PATIENCE
+        claim = await patiently(lambda: self._log.claim(run, token), until)
+        if isinstance(claim, Answer):
+            await self._refused(run, claim)
+            return False
+        failpoint("after_claim")
+        outbox = Outbox(claim, self._writer.wake, limit_bytes=self._max_stream_bytes)
+        running = _Running(claim, outbox)
+        self._running[run] = running
+        running.task = asyncio.create_task(self._carry(running), name=f"run {run}")
+        return True
+
+    def hear_end(self, run: str) -> None:
+        """Somebody else ended the run: stop its agent."""
+        if running := self._running.get(run):
+            self._leave(running, Left(Answer.ENDED))
+
+    async def drain(self, grace: float) -> None:
+        """Finish what runs; after `grace` seconds hand back what is left, by its policy."""
+        tasks = [running.task for running in self._running.values() if running.task]
+        if tasks:
+            await asyncio.wait(tasks, timeout=grace)
+        left = list(self._running.values())
+        for running in left:
+            self._leave(running, _Draining())
+        if left:
+            log.info("%d runs are handed back", len(left))
+            await asyncio.wait([running.task for running in left if running.task], timeout=10)
+
+    async def _carry(self, running: _Running) -> None:
+        """One attempt. Never raises: whatever goes wrong becomes the run's end, and a line in the log."""
+        run = running.claim.run
+        tell = run_log(log, run)
+        tell.info("attempt %d for agent %s", running.claim.attempt, running.claim.meta.get("agent"))
+        try:
+            terminal = await self._attempt(running)
+            if terminal is not None:
+                await self._finish(running, terminal)
+                tell.info("%s", terminal.type)
+        except Left as left:
+            tell.info("left: %s", left.answer.value)
+        except _Draining:
+            await self._hand_over(running)
+        except BrokerError as error:
+            tell.error("given up, Redis is out for too long: %s", error)
+        except Exception:
+            tell.exception("internal error")
+            await self._finish_badly(running)
+        finally:
+            self._running.pop(run, None)
+            self._slots.release()
+
+    async def _attempt(self, running: _Running) -> Terminal | None:
+        """The terminal event of this attempt, or None when the run was given back."""
+        claim = running.claim
+        if not claim.request:
+            return RunFailed(code="interrupted", message="The request of this run was lost.", retryable=True)
+        line = self._lines(claim, lambda ids: self._remember(claim, ids), self._aside)
+        if line is None:
+            return await self._unknown_agent(claim)
+        running.relay = Relay(line, running.outbox, self._deadline(claim))
+        try:
+            return await running.relay.carry()
+        except GivenBack as back:
+            await self._give_back(claim, back.delay, counts=False)
+            return None
+        except StorageFull:
+            return RunFailed(code="storage_full", message="There is no memory left for this answer.")
+
+    async def _unknown_agent(self, claim: Claim) -> Terminal | None:
+        """Perhaps a worker with a newer configuration knows it: one more try, then the end."""
+        if int(claim.meta["attempts"]) < 2:
+            await self._give_back(claim, 0.5, counts=True)
+            return None
+        return RunFailed(code="config", message="No worker knows this agent.")
+
+    async def _give_back(self, claim: Claim, delay: float, *, counts: bool) -> None:
+        delay_ms = round(delay * 1000)
+        await self._log.give_back(claim.run, claim.token, claim.attempt, delay_ms, counts)
+
+    async def _finish(self, running: _Running, terminal: Terminal) -> None:
+        """Write the terminal event behind everything else; it is repeated until it is there."""
+        outbox, claim = running.outbox, running.claim
+        failpoint("before_finish")
+        remaining = self._deadline(claim) - asyncio.get_running_loop().time()
+        until = time.monotonic() + max(remaining, 0) + OUTAGE_PATIENCE
+        while True:
+            if not isinstance(terminal, RunFailed) or terminal.code != "storage_full":
+                await outbox.flushed()
+            finish = Finish(claim.run, claim.token, terminal, claim.attempt, outbox.expected)
+            reply = await patiently(lambda finish=finish: self._log.finish(finish), until)  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+            match reply.answer:
+                case Answer.OK:
+                    break
+                case Answer.DUP | Answer.REWIND:
+                    outbox.go_to(reply.last)
+                case Answer.GONE:
+                    await self._writer.restore(outbox)
+                    outbox.check()
+                case _:
+                    raise Left(reply.answer)
+        failpoint("after_finish")
+        running.terminal, running.ended_at = terminal, time.monotonic()
+        outbox.seal(Entry(reply.last, terminal.type, dump(terminal)))
+        self._ended[claim.run] = running
+        await self._index.close(claim.run)
+
+    async def _finish_badly(self, running: _Running) -> None:
+        event = RunFailed(code="internal", message="Something went wrong inside the service.", retryable=True)
+        try:
+            await self._stopper.end(running.claim.run, event)
+        except BrokerError:
+            run_log(log, running.claim.run).error("its end could not be written; the sweep will")
+
+    async def _hand_over(self, running: _Running) -> None:
+        """This worker shuts down: another one takes the run, unless its policy says that it ends."""
+        claim, outbox = running.claim, running.outbox
+        restartable = claim.meta.get("repeatable") != "0" and (
+            not outbox.visible or claim.meta.get("on_interrupt") == "restart"
+        )
+        try:
+            if restartable:
+                await self._give_back(claim, 0, counts=False)
+            else:
+                await self._stopper.end(claim.run, interrupted())
+        except BrokerError as error:
+            run_log(log, claim.run).warning("could not be handed back: %s", error)
+
+    async def _refused(self, run: str, answer: Answer) -> None:
+        match answer:
+            case Answer.EXPIRED:
+                await self._stopper.end(run, expired())
+            case Answer.USED_UP:
+                await self._stopper.end(run, poisoned())
+            case _:
+                run_log(log, run).info("not claimed: %s", answer.value)
+
+    def _leave(self, running: _Running, reason: Exception) -> None:
+        running.outbox.leave(reason)
+        if running.relay is not None:
+            running.relay.stop()
+
+    def _remember(self, claim: Claim, ids: RunIds) -> None:
+        conversation = claim.meta.get("conversation")
+        if conversation and ids.conversation_id:
+            meta = claim.meta
+            self._aside(
+                self._conversations.remember(meta["tenant"], meta["agent"], conversation, ids.conversation_id)
+            )
+
+    def _aside(self, work: Coroutine[Any, Any, None]) -> None:
+        async def quietly() -> None:
+            try:
+                await work
+            except BffError as error:
+                log.warning("on the side: %s", error)
+
+        task = asyncio.create_task(quietly())
+        self._side_tasks.add(task)
+        task.add_done_callback(self._side_tasks.discard)
+
+    @staticmethod
+    def _deadline(claim: Claim) -> float:
+        """The run's deadline on the event loop's clock: attempts are numbered by Redis' time."""
+        remaining_ms = int(claim.meta["run_by"]) - claim.attempt
+        return asyncio.get_running_loop().time() + remaining_ms / 1000
+
+    async def _renew_for_ever(self) -> None:
+        while True:
+            try:
+                await self._renew()
+                await asyncio.sleep(self._renew_every)
+            except BrokerError as error:
+                log.warning("leases could not be renewed: %s", error)
+                await asyncio.sleep(0.2)
+
+    async def _renew(self) -> None:
+        """Renew all leases, and act on what the log says of each run."""
+        running = list(self._running.values())
+        owners = [(one.claim.run, one.claim.token, one.claim.attempt) for one in running]
+        for one, renewal in zip(running, await self._log.renew(owners), strict=True):
+            if isinstance(renewal, BrokerUnavailable):
+                raise renewal
+            if isinstance(renewal, BrokerError):
+                log.error("a lease could not be renewed: %s", renewal)
+            elif renewal.answer is Answer.OK:
+                self._check_last(one, renewal.last)
+                await self._check_viewers(one, renewal.idle_ms)
+            elif renewal.answer is Answer.GONE:
+                await self._writer.restore(one.outbox)
+            else:
+                self._leave(one, Left(renewal.answer))
+
+    def _check_last(self, running: _Running, last: Cursor) -> None:
+        """Redis may have lost entries while the agent keeps silent."""
+        if last < running.outbox.expected and running.outbox.idle:
+            running.outbox.go_to(last)
+
+    async def _check_viewers(self, running: _Running, idle_ms: int) -> None:
+        meta = running.claim.meta
+        if meta.get("on_disconnect") in ("cancel", "linger") and idle_ms > int(meta.get("linger_ms", "0")):
+            event = RunStopped(by="policy", reason="Nobody watches this run any more.")
+            await self._stopper.end(running.claim.run, event)
+            self.hear_end(running.claim.run)
+
+    async def _guard_ended(self) -> None:
+        """Look whether the ends of the last seconds are still there, and write again what is not."""
+        while True:
+            await asyncio.sleep(1.0)
+            now = time.monotonic()
+            for run in [run for run, one in self._ended.items() if now - one.ended_at > AFTER_FINISH]:
+                del self._ended[run]
+            try:
+                newest = await self._log.last(list(self._ended))
+                for one, entry in zip(list(self._ended.values()), newest, strict=True):
+                    if entry is None or entry.cursor < one.outbox.expected:
+                        await self._end_again(one, entry)
+            except BrokerError as error:
+                log.info("ended runs could not be looked at: %s", error)
+
+    async def _end_again(self, running: _Running, newest: Entry | None) -> None:
+        assert running.terminal is not None
+        run_log(log, running.claim.run).warning("Redis lost its end, writing it again")
+        terminal_entry = running.outbox.entries.pop()
+        running.outbox.go_to(
+            newest.cursor if newest else Cursor(terminal_entry.cursor.attempt, terminal_entry.cursor.seq - 1)
+        )
+        try:
+            await self._finish(running, running.terminal)
+        except Left as left:
+            run_log(log, running.claim.run).info(
+                "its end was written by somebody else: %s", left.answer.value
+            )
+            self._ended.pop(running.claim.run, None)
+
+
+class _Draining(Exception):
+    """This worker shuts down."""
