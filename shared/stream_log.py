@@ -304,7 +304,7 @@ class StreamLog:
             "tenant": new.tenant,
             "agent": new.agent,
             "retention_ms": str(new.retention_ms),
-            "opening": _opening(new),
+            "opening": opening(new),
         }
         lifetime = new.queue_ms + new.run_ms + new.retention_ms
         reply = await self._run(
@@ -429,10 +429,15 @@ class StreamLog:
         return [_text_keys(reply) for reply in replies]
 
 
-def _opening(new: NewRun) -> str:
+def opening(new: NewRun) -> str:
     """The end of `run.started`'s JSON; its beginning, attempt and prev, only the claim knows."""
     fields = {"agent": new.agent} if new.model is None else {"agent": new.agent, "model": new.model}
     return "," + orjson.dumps(fields)[1:].decode()
+
+
+def started_event(attempt: int, prev: Cursor, rest: str) -> str:
+    """The JSON of `run.started`, as the claim's script writes it."""
+    return f'{{"attempt":{attempt},"prev":"{prev}"{rest}'
 
 
 def parse_published(payload: bytes) -> list[Entry]:
