@@ -20,7 +20,7 @@ from jsonpath_ng.exceptions import JSONPathError
 from jsonpath_ng.parser import parse
 from msgspec import to_builtins
 
-from shared.errors import AgentRejected, ConfigError
+from shared.errors import AgentProtocolError, AgentRejected, ConfigError
 from shared.events import Json
 from shared.requests import RunRequest
 
@@ -47,7 +47,7 @@ class Path:
     def find(self, value: Json) -> list[Json]:
         """Everything in `value` that the path leads to."""
         if self._steps is None:
-            return [match.value for match in self._parsed.find(value)]
+            return self._find_by_library(value)
         for step in self._steps:
             if isinstance(step, str):
                 if not isinstance(value, dict) or step not in value:
@@ -58,6 +58,12 @@ class Path:
                     return []
                 value = value[step]
         return [value]
+
+    def _find_by_library(self, value: Json) -> list[Json]:
+        try:
+            return [match.value for match in self._parsed.find(value)]
+        except Exception as error:  # the library's border: it asserts, and calls methods of any value
+            raise AgentProtocolError(f"{self.expression} cannot be applied to what the agent sent") from error
 
     def first(self, value: Json) -> Json:
         """The first thing it leads to, or None."""
@@ -180,7 +186,7 @@ def _value(name: str) -> Callable[[RunRequest], Json]:
             " inputs, inputs.NAME, metadata and metadata.NAME"
         )
     if head == "messages":
-        return lambda run: to_builtins(run.messages)
+        return lambda run: to_builtins(list(run.messages))
     if rest:
         return lambda run: getattr(run, head).get(rest)
     return lambda run: getattr(run, head)

@@ -164,9 +164,7 @@ async def test_each_event_is_encoded_once_for_all_viewers_of_a_view(setting: Set
     counting = View(("counting",), lambda: Counting(ViewOptions(run="r")))
 
     async def follow() -> list[ServerSentEvent]:
-        async with setting.hub.subscribe(
-            "r", View(("counting",), lambda: Counting(ViewOptions(run="r"))), None
-        ) as subscriber:
+        async with setting.hub.subscribe("r", counting, None) as subscriber:
             return await rest_of(subscriber)
 
     writer = await setting.writer()
