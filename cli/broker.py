@@ -35,10 +35,12 @@ class Server(NamedTuple):
 
 
 class Broker(NamedTuple):
-    """A broker that answers. `notice` tells people which one it is, and what it does not keep."""
+    """A broker that answers. `notice` tells people which one it is, and what it does not keep;
+    `process` is there when it is a server of our own."""
 
     url: str
     notice: str
+    process: subprocess.Popen[bytes] | None = None
 
 
 def find_server(env: Mapping[str, str] = os.environ) -> Server:
@@ -69,6 +71,7 @@ def open_broker(env: Mapping[str, str] = os.environ) -> Iterator[Broker]:
             yield Broker(
                 f"unix://{path}",
                 f"broker: {server.path} ({server.origin}); it keeps nothing: runs are gone when it ends",
+                process,
             )
         finally:
             end(process)

@@ -11,7 +11,7 @@ from gateway.dialects.base import Encoded
 from gateway.window import EncodedView, Track, View, Window
 from shared import cursor
 from shared.cursor import Cursor
-from shared.errors import BffError
+from shared.errors import BffError, BrokerUnavailable
 from shared.stream_log import Entry
 
 FUTURE_PATIENCE = 3.0
@@ -72,10 +72,15 @@ class Subscriber:
         self._shared = await self._source.shared_view(self._window, self._track, self._view)
 
     async def next(self) -> Encoded:
-        """What is new: at least one frame, or an end. Waits for it; may be cancelled without loss."""
+        """What is new: at least one frame, or an end. Waits for it; may be cancelled without loss.
+
+        Raises StreamGone when the stream is no longer there, BrokerError when it cannot be read.
+        """
         while True:
-            if self._ended or self._window.let_go_of:
+            if self._ended:
                 return Encoded(ends=True)
+            if self._window.let_go_of:
+                raise BrokerUnavailable("Redis has been out for too long to keep a connection waiting")
             if self._reset is not None:
                 return self._tell_reset(self._reset)
             if self._track.next is not None:
@@ -147,16 +152,15 @@ class Subscriber:
         return encoded
 
     async def _turn(self, track: Track) -> None:
-        """Go over to the track that took this one's place."""
-        reason = self._track.reason
+        """Go over to the track that took this one's place; nothing is changed before the last await."""
+        shared = await self._source.shared_view(self._window, track, self._view)
         if self._shown():
-            self._reset = reason
+            self._reset = self._track.reason
         self.release()
-        self._track = track
+        self._track, self._shared = track, shared
         self._replay = None
         self._skip = 0
         self._at = min(self._at, self._heads)
-        self._shared = await self._source.shared_view(self._window, track, self._view)
 
     def _shown(self) -> bool:
         """Whether the client holds something of this track that a reset would void.
@@ -195,7 +199,7 @@ class Subscriber:
             frames.extend(new)
             if one.ends or one.aborts:
                 self._ended = True
-                return Encoded(frames, one.ends, one.aborts)
+                return Encoded(frames, one.ends, one.aborts, one.failure)
             size += sum(map(len, new))
             if size > BATCH_BYTES and self._replay is None:
                 break

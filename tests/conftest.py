@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from collections.abc import Iterator
 
 import pytest
 
-from tests.support.keys import keys_without_lifetime
+from tests.support.keys import check_what_is_left
+from tests.support.procs import processes_with
 from tests.support.redis_server import RedisServer
 from tests.support.scripted_agents import AgentProcess
+from tests.support.wait import wait_until
+
+_MARK = "STREAMING_BFF_TEST_SESSION"
 
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_process_left() -> Iterator[None]:
+    """Every process started by a test inherits a mark; at the end of the session nobody may carry it."""
+    mark = os.environ[_MARK] = secrets.token_hex(8)
+    yield
+    wait_until(lambda: not processes_with(_MARK, mark), 10, "no process is left")
 
 
 @pytest.fixture(scope="session")
@@ -33,10 +47,9 @@ def redis_server(_session_redis: RedisServer) -> RedisServer:
 
 @pytest.fixture
 def no_lasting_keys(redis_server: RedisServer) -> Iterator[None]:
-    """Fails a test that leaves a key which would stay for ever."""
+    """Fails a test that leaves a key which would stay for ever, or a prompt of an ended run."""
     yield
-    with redis_server.client() as client:
-        assert keys_without_lifetime(client) == []
+    check_what_is_left(redis_server)
 
 
 @pytest.fixture(scope="session")

@@ -49,9 +49,19 @@ class Intake:
 
     async def run(self) -> None:
         """Take runs until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._poll())
-            group.create_task(self._wake())
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._poll())
+                group.create_task(self._wake())
+        finally:
+            await self._started()
+
+    async def _started(self) -> None:
+        """Wait until what is being claimed is carried, so that a worker that shuts down knows of it."""
+        if self._starting:
+            await asyncio.wait(self._starting)
+        if claims := [task for worker in self._workers for task in worker.tasks.values()]:
+            await asyncio.wait(claims)
 
     async def _poll(self) -> None:
         """arq's own loop. It ends when Redis blinks; runs that are carried do not notice."""

@@ -157,7 +157,7 @@ def _compiled(value: Json) -> Callable[[RunRequest], Json]:
     if exact:
         return _value(exact.group(1))
     text = _text(value)
-    return lambda run: text(run, _as_text)
+    return lambda run: text(run, as_text)
 
 
 def _text(text: str) -> _Text:
@@ -192,11 +192,12 @@ def _value(name: str) -> Callable[[RunRequest], Json]:
     return lambda run: getattr(run, head)
 
 
-def _as_text(value: Json) -> str:
+def as_text(value: Json) -> str:
+    """A value as it stands in text: strings as they are, nothing for null, else JSON."""
     if value is None:
         return ""
     return value if isinstance(value, str) else orjson.dumps(value).decode()
 
 
 def _encoded(value: Json) -> str:
-    return quote(_as_text(value), safe="")
+    return quote(as_text(value), safe="")

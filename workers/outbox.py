@@ -21,7 +21,7 @@ MERGED_CHARACTERS = 16 << 10
 
 BATCH_ENTRIES = 256
 BATCH_BYTES = 256 << 10
-"""The most one append carries."""
+"""The most one append carries, beyond its last entry."""
 
 WAITING_EVENTS = 1024
 WAITING_BYTES = 1 << 20
@@ -117,7 +117,7 @@ class Outbox:
         """The next entries to send, frozen now if they were not; None when there is nothing to send."""
         if self._left is not None:
             return None
-        batch = self._entries[self._next : self._next + BATCH_ENTRIES] or self._freeze()
+        batch = self._sent_before() or self._freeze()
         if not batch:
             return None
         claim = self.claim
@@ -145,19 +145,29 @@ class Outbox:
             self._next, self._expected = 0, last
         self._wake(self)
 
-    def restored(self) -> None:
-        """Everything with an id has been written again."""
-        self._go_on_after(self._entries[-1].cursor)
+    def restored(self, last: Cursor) -> None:
+        """Everything up to `last` has been written again."""
+        self._go_on_after(last)
         self._changed.set()
 
-    def seal(self, entry: Entry) -> None:
-        """Keep the terminal entry too, until it is safe."""
-        self._entries.append(entry)
-        self._go_on_after(entry.cursor)
+    def seal(self, end: Cursor) -> None:
+        """The terminal event stands at `end`, behind everything."""
+        self._go_on_after(end)
 
     def _go_on_after(self, last: Cursor) -> None:
         self._next, self._expected = last.seq + 1, last
         self.full_since = None
+
+    def _sent_before(self) -> list[Entry]:
+        """The next entries that are not known to be in the stream."""
+        batch: list[Entry] = []
+        size = 0
+        for entry in self._entries[self._next : self._next + BATCH_ENTRIES]:
+            if size >= BATCH_BYTES:
+                break
+            batch.append(entry)
+            size += entry.size
+        return batch
 
     def _freeze(self) -> list[Entry]:
         batch: list[Entry] = []

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.config import Timeouts
-from shared.errors import AgentError, AgentProtocolError, AgentRejected, AgentUnavailable
+from shared.errors import AgentError, AgentProtocolError, AgentRejected, AgentUnavailable, ConfigError
 from shared.events import RunCompleted, RunFailed, RunIds, RunStopped, Terminal
 from shared.sse import FrameTooLarge, ServerSentEvent
 from workers.agents.base import AgentStream
@@ -71,7 +71,12 @@ class Relay:
         except FrameTooLarge as error:
             return RunFailed(code="too_large", message=f"The agent's answer cannot be read: {error}.")
         except AgentError as error:
-            return RunFailed(code=error.code, message=str(error), retryable=error.retryable)
+            code = None if error.agent_code is None else str(error.agent_code)
+            return RunFailed(
+                code=error.code, message=str(error), retryable=error.retryable, agent_code=code
+            )
+        except ConfigError as error:
+            return RunFailed(code="config", message=str(error))
 
     def stop(self) -> None:
         """Leave the agent now; what was put in stays."""

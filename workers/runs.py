@@ -15,7 +15,7 @@ from shared.conversations import Conversations
 from shared.cursor import Cursor
 from shared.endings import expired, interrupted, poisoned
 from shared.errors import BffError, BrokerError, BrokerUnavailable
-from shared.events import RunFailed, RunIds, RunStopped, Terminal, dump
+from shared.events import RunFailed, RunIds, RunStopped, Terminal
 from shared.failpoints import failpoint
 from shared.index import RunIndex
 from shared.stopping import Stopper
@@ -199,7 +199,7 @@ class RunningSet:
                     raise Left(reply.answer)
         failpoint("after_finish")
         running.terminal, running.ended_at = terminal, time.monotonic()
-        outbox.seal(Entry(reply.last, terminal.type, dump(terminal)))
+        outbox.seal(reply.last)
         self._ended[claim.run] = running
         await self._index.close(claim.run)
 
@@ -308,9 +308,10 @@ class RunningSet:
             now = time.monotonic()
             for run in [run for run, one in self._ended.items() if now - one.ended_at > AFTER_FINISH]:
                 del self._ended[run]
+            ended = list(self._ended.values())
             try:
-                newest = await self._log.last(list(self._ended))
-                for one, entry in zip(list(self._ended.values()), newest, strict=True):
+                newest = await self._log.last([one.claim.run for one in ended])
+                for one, entry in zip(ended, newest, strict=True):
                     if entry is None or entry.cursor < one.outbox.expected:
                         await self._end_again(one, entry)
             except BrokerError as error:
@@ -319,10 +320,7 @@ class RunningSet:
     async def _end_again(self, running: _Running, newest: Entry | None) -> None:
         assert running.terminal is not None
         run_log(log, running.claim.run).warning("Redis lost its end, writing it again")
-        terminal_entry = running.outbox.entries.pop()
-        running.outbox.go_to(
-            newest.cursor if newest else Cursor(terminal_entry.cursor.attempt, terminal_entry.cursor.seq - 1)
-        )
+        running.outbox.go_to(newest.cursor if newest else running.outbox.entries[-1].cursor)
         try:
             await self._finish(running, running.terminal)
         except Left as left:

@@ -84,13 +84,28 @@ class Writer:
                 log.error("an append to %s failed: %s", append.run, reply)
                 outbox.leave(reply)
             elif reply.answer is Answer.GONE:
-                await self.restore(outbox)
+                crowded |= not await self._restored(outbox)
             else:
                 outbox.settle(append, reply)
                 if not outbox.idle:
                     self.wake(outbox)
         if crowded:
             await asyncio.sleep(0.05)
+
+    async def _restored(self, outbox: Outbox) -> bool:
+        """Restore what is gone; False when it has to be tried again."""
+        try:
+            await self.restore(outbox)
+        except BrokerFull:
+            self._wait_for_memory(outbox)
+            return False
+        except BrokerUnavailable:
+            self.wake(outbox)
+            return False
+        except BrokerError as error:
+            log.error("the stream of %s cannot be restored: %s", outbox.claim.run, error)
+            outbox.leave(error)
+        return True
 
     def _wait_for_memory(self, outbox: Outbox) -> None:
         now = time.monotonic()
@@ -107,11 +122,12 @@ class Writer:
         """
         claim = outbox.claim
         lifetime_ms = int(claim.meta["run_ms"]) + int(claim.meta["retention_ms"])
-        answer = await self._log.restore(claim, outbox.entries, lifetime_ms)
+        entries = list(outbox.entries)
+        answer = await self._log.restore(claim, entries, lifetime_ms)
         log.warning("the stream of %s was gone: %s", claim.run, answer.value)
         if answer is Answer.OK:
             await self._index.reopen(claim.run, int(claim.meta["accepted"]))
-            outbox.restored()
+            outbox.restored(entries[-1].cursor)
         elif answer is not Answer.EXISTS:
             outbox.leave(Left(answer))
         if not outbox.idle:

@@ -55,7 +55,7 @@ class Writer:
 
     async def say(self, *texts: str) -> None:
         assert self.claim is not None
-        entries = []
+        entries: list[Entry] = []
         for text in texts:
             data = json.dumps({"block": "t", "text": text}).encode()
             entries.append(
@@ -344,7 +344,7 @@ async def test_viewers_are_told_to_the_log_and_taken_back(setting: Setting) -> N
         await eventually(lambda: setting.broker.call("ZCARD", "bff:{r}:v"), 5, "the viewer is known")
 
     async def gone() -> bool:
-        return await setting.broker.call("ZCARD", "bff:{r}:v") == 0
+        return int(await setting.broker.call("ZCARD", "bff:{r}:v")) == 0
 
     await eventually(gone, 5, "the viewer has left")
     assert "left" in (await setting.log.meta(["r"]))[0]

@@ -72,6 +72,10 @@ class RedisServer:
         return self._port
 
     @property
+    def running(self) -> bool:
+        return self._process is not None
+
+    @property
     def log(self) -> str:
         return (self._directory / "redis.log").read_text("utf-8", "replace")
 

@@ -183,13 +183,13 @@ class Viewer:
         if match is None:
             raise ProtocolBreach(f"no id, or a malformed one: {frame}")
         attempt, seq = int(match[1]), int(match[2])
-        if self.cursor is None:
+        if self._reset_pending:
+            allowed = seq == 0 or (attempt, seq) == (0, 1)
+        elif self.cursor is None:
             allowed = (attempt, seq) in ((0, 1), _GONE)
         else:
             last_attempt, last_seq = map(int, self.cursor.split("-"))
-            if self._reset_pending:
-                allowed = seq == 0 or (attempt, seq) == (0, 1)
-            elif attempt == last_attempt:
+            if attempt == last_attempt:
                 allowed = seq == last_seq + 1
             else:
                 silent = last_attempt == 0 or last_seq == 0

@@ -93,8 +93,10 @@ class System:
         gateways, workers = self._counts
         self.gateways += [self._new_gateway({}) for _ in range(gateways)]
         self.workers += [self._new_worker({}) for _ in range(workers)]
-        for process in (*self.gateways, *self.workers):
-            process.until_ready()
+        for gateway in self.gateways:
+            gateway.until_ready()
+        for worker in self.workers:
+            worker.until_ready()
         return self
 
     def __exit__(

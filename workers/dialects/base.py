@@ -21,8 +21,8 @@ class AgentRequest(msgspec.Struct, frozen=True):
     body: Json = None
 
     def __repr__(self) -> str:
-        """Without headers, which hold keys, and without the body, which holds the prompt."""
-        return f"AgentRequest({self.method} {self.url})"
+        """Without headers, which hold keys, and without query and body, which hold the prompt."""
+        return f"AgentRequest({self.method} {self.url.partition('?')[0]})"
 
 
 class AgentDialect(Protocol):
