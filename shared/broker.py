@@ -1,7 +1,8 @@
 """One Redis: opened by URL, checked at start, every call with a deadline, its errors as ours.
 
-A cancelled call closes its connection (redis-py does so on any exception while it reads), so the
-next caller never finds another's reply.
+What does not block goes over one wire that all callers share (`shared/wire.py`): replies come in the
+order of the commands, so a call that is cancelled leaves its reply to be dropped, and no caller ever
+finds another's.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from redis import exceptions as redis_errors
 from redis.asyncio import Connection, Redis
 
 from shared.errors import BrokerError, BrokerFull, BrokerUnavailable, BrokerUnfit
+from shared.wire import Command, ReplyError, Wire
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +30,8 @@ T = TypeVar("T")
 
 _PASSING = ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "NOREPLICAS", "MISCONF")
 """Replies that a server gives while it is busy with itself (failure matrix W8)."""
+
+_REFUSED = ("NOAUTH", "WRONGPASS", "NOPERM")
 
 _OLDEST = (7, 0)
 
@@ -63,27 +67,36 @@ class ScriptCall:
     args: Sequence[str | bytes | int]
 
 
+Exchange = Callable[[Sequence[Command]], Awaitable[list[Any]]]
+"""Sends commands in one round trip; an error stands in the place of the reply of one that failed."""
+
+
 class Broker:
     """Commands and scripts on one Redis. Each call raises BrokerError or one of its kinds."""
 
-    def __init__(self, client: Redis, timeout: float = 3.0) -> None:
+    def __init__(self, client: Redis, timeout: float = 3.0, wire: Wire | None = None) -> None:
+        """`client` serves what blocks, and all else where there is no `wire`, as on the in-process fake."""
         self._client: Any = client  # redis-py's own types leave out half of what is called here
         self._timeout = timeout
+        self._wire = wire
+        self._exchange: Exchange = wire.exchange if wire else self._pipeline
 
     @classmethod
     def open(cls, url: str, timeout: float = 3.0, connections: int = 64) -> Broker:
         """A broker for `url`; connects when first used. `timeout` in seconds is for each call."""
-        client = Redis.from_url(
+        client: Any = Redis.from_url(
             url,
             protocol=2,
             socket_connect_timeout=timeout,
             max_connections=connections,
             retry_on_timeout=False,
         )
-        return cls(client, timeout)
+        return cls(client, timeout, Wire(client.connection_pool.make_connection))
 
     async def close(self) -> None:
         """Close all connections."""
+        if self._wire is not None:
+            await self._wire.close()
         await self._client.aclose()
 
     @property
@@ -98,20 +111,21 @@ class Broker:
         return connection
 
     async def call(self, *command: str | bytes | int | float) -> Any:
-        """One command's reply."""
-        return await self._within_deadline(lambda: self._client.execute_command(*command))
+        """One command's reply, as Redis gave it: text as bytes."""
+        return (await self.calls([command]))[0]
 
-    async def calls(self, commands: Sequence[Sequence[str | bytes | int | float]]) -> list[Any]:
+    async def calls(self, commands: Sequence[Command]) -> list[Any]:
         """The replies of several commands in one round trip. Raises the first error among them."""
+        replies = await self._send(commands)
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise translated(reply)
+        return replies
 
-        async def send() -> list[Any]:
-            async with self._client.pipeline(transaction=False) as pipe:
-                for command in commands:
-                    pipe.execute_command(*command)
-                replies: list[Any] = await pipe.execute()
-                return replies
-
-        return await self._within_deadline(send) if commands else []
+    async def pop(self, key: str, wait: int) -> bytes | None:
+        """The first element of a list, waiting up to `wait` seconds for one, on a connection of its own."""
+        row = await self._within_deadline(lambda: self._client.execute_command("BLPOP", key, wait), wait)
+        return None if row is None else row[1]
 
     async def run(self, call: ScriptCall) -> Any:
         """One script's reply."""
@@ -120,35 +134,49 @@ class Broker:
     async def run_all(self, calls: Sequence[ScriptCall]) -> list[Any]:
         """The replies of several scripts in one round trip; a script's own error stands in its place."""
         replies = await self._evalsha(calls)
-        missing = [i for i, reply in enumerate(replies) if isinstance(reply, redis_errors.NoScriptError)]
+        missing = [i for i, reply in enumerate(replies) if _is_unknown_script(reply)]
         if missing:
-            for source in {calls[i].script.source for i in missing}:
-                await self.call("SCRIPT", "LOAD", source)
+            await self.calls(
+                [("SCRIPT", "LOAD", source) for source in {calls[i].script.source for i in missing}]
+            )
             again = await self._evalsha([calls[i] for i in missing])
             for i, reply in zip(missing, again, strict=True):
                 replies[i] = reply
         return [translated(reply) if isinstance(reply, Exception) else reply for reply in replies]
 
     async def _evalsha(self, calls: Sequence[ScriptCall]) -> list[Any]:
-        async def send() -> list[Any]:
-            async with self._client.pipeline(transaction=False) as pipe:
-                for call in calls:
-                    pipe.execute_command(
-                        "EVALSHA", call.script.digest, len(call.keys), *call.keys, *call.args
-                    )
-                replies: list[Any] = await pipe.execute(raise_on_error=False)
-                return replies
+        return await self._send(
+            [("EVALSHA", call.script.digest, len(call.keys), *call.keys, *call.args) for call in calls]
+        )
 
-        return await self._within_deadline(send) if calls else []
+    async def _send(self, commands: Sequence[Command]) -> list[Any]:
+        if not commands:
+            return []
+        return await self._within_deadline(lambda: self._exchange(commands))
 
-    async def _within_deadline(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def _pipeline(self, commands: Sequence[Command]) -> list[Any]:
+        async with self._client.pipeline(transaction=False) as pipe:
+            for command in commands:
+                pipe.execute_command(*command)
+            replies: list[Any] = await pipe.execute(raise_on_error=False)
+            return replies
+
+    async def _within_deadline(self, call: Callable[[], Awaitable[T]], extra: float = 0.0) -> T:
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self._timeout + extra):
                 return await call()
         except TimeoutError:
+            if self._wire is not None:
+                self._wire.reset()
             raise BrokerUnavailable(f"Redis did not answer within {self._timeout:g} s") from None
         except (redis_errors.RedisError, OSError) as error:
             raise translated(error) from None
+
+
+def _is_unknown_script(reply: Any) -> bool:
+    return isinstance(reply, redis_errors.NoScriptError) or (
+        isinstance(reply, ReplyError) and str(reply).startswith("NOSCRIPT")
+    )
 
 
 def translated(error: Exception) -> BrokerError:
@@ -156,9 +184,10 @@ def translated(error: Exception) -> BrokerError:
     text = str(error)
     if isinstance(error, redis_errors.OutOfMemoryError) or text.startswith("OOM"):
         return BrokerFull("Redis has used up its memory")
-    passing = (redis_errors.ConnectionError, redis_errors.TimeoutError, redis_errors.ReadOnlyError, OSError)
-    if isinstance(error, redis_errors.AuthenticationError | redis_errors.NoPermissionError):
+    refused = (redis_errors.AuthenticationError, redis_errors.NoPermissionError)
+    if isinstance(error, refused) or text.startswith(_REFUSED):
         return BrokerUnfit(f"Redis refuses access: {text}")
+    passing = (redis_errors.ConnectionError, redis_errors.TimeoutError, redis_errors.ReadOnlyError, OSError)
     if isinstance(error, passing) or text.startswith(_PASSING):
         return BrokerUnavailable(f"Redis is not available: {text}")
     return BrokerError(text)
@@ -189,8 +218,8 @@ async def patiently(call: Callable[[], Awaitable[T]], until: float) -> T:
 
 async def check(broker: Broker) -> None:
     """Refuse a Redis that would lose or forbid what we write. Raises BrokerUnfit or BrokerUnavailable."""
-    info = await broker.call("INFO")
-    fields = {str(key): str(value) for key, value in info.items()} if isinstance(info, dict) else {}
+    lines = (await broker.call("INFO")).decode("utf-8", "replace").splitlines()
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
     version = fields.get("redis_version", "")
     match = re.match(r"(\d+)\.(\d+)", version)
     if match and tuple(map(int, match.groups())) < _OLDEST:

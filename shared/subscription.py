@@ -94,21 +94,22 @@ class Subscription:
             await self._send("SUBSCRIBE", channel)
         self._heard = time.monotonic()
         self._on_connected()
-        async with asyncio.TaskGroup() as group:
-            pings = group.create_task(self._ping(connection))
-            try:
-                while True:
-                    self._take(await connection.read_response(disable_decoding=True))
-            finally:
-                pings.cancel()
+        pings = asyncio.create_task(self._ping(connection))
+        try:
+            while True:
+                self._take(await connection.read_response(disable_decoding=True))
+        finally:
+            pings.cancel()
 
     async def _ping(self, connection: Connection) -> None:
-        while True:
+        """Ask for a sign of life; without one the connection is closed, which ends the reading."""
+        while time.monotonic() - self._heard < SILENT_FOR:
             await asyncio.sleep(PING_EVERY)
-            if time.monotonic() - self._heard > SILENT_FOR:
-                await connection.disconnect(nowait=True)
-                return
-            await connection.send_command("PING", check_health=False)
+            try:
+                await connection.send_command("PING", check_health=False)
+            except (RedisError, OSError):
+                break
+        await connection.disconnect(nowait=True)
 
     async def _send(self, verb: str, channel: str) -> None:
         connection = self._connection

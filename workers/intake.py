@@ -11,6 +11,7 @@ What is used of arq beyond its documentation has a contract test each (`tests/wo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Awaitable, Callable
@@ -30,11 +31,15 @@ Start = Callable[[str], Awaitable[bool]]
 """Claims a run and carries it; False when there is nothing to carry."""
 
 CLAIM_TIMEOUT = 5.0
+POLL_TIMEOUT = 10.0
+"""Seconds for one look at the queue; arq itself waits for ever on a Redis that does not answer."""
+
 TAKEN_FOR = 4.0
 """Seconds after which a job that a lost worker took off the queue may be taken again."""
 
 POLL_EVERY = 0.5
 _WAKE_TIMEOUT = 1
+_UNTIL_BUILT = 0.05
 
 
 class Intake:
@@ -45,7 +50,7 @@ class Intake:
         self._slots = slots
         self._start = start
         self._worker: _SlotWorker | None = None
-        self._starting: set[asyncio.Task[None]] = set()
+        self._under_way: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Take runs until cancelled."""
@@ -54,19 +59,19 @@ class Intake:
                 group.create_task(self._poll())
                 group.create_task(self._wake())
         finally:
-            await self._started()
+            await self._settled()
 
-    async def _started(self) -> None:
-        """Wait until what is being claimed is carried, so that a worker that shuts down knows of it."""
-        if self._starting:
-            await asyncio.wait(self._starting)
-        if claims := [task for worker in self._workers for task in worker.tasks.values()]:
-            await asyncio.wait(claims)
+    async def _settled(self) -> None:
+        """Wait for what is being claimed, so that a drain sees everything there is to carry."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLAIM_TIMEOUT):
+                while self._under_way:
+                    await asyncio.wait(self._under_way)
 
     async def _poll(self) -> None:
         """arq's own loop. It ends when Redis blinks; runs that are carried do not notice."""
         while True:
-            self._worker = _SlotWorker(self._broker, self._slots, self._start)
+            self._worker = _SlotWorker(self._broker, self._slots, self._start, self._under_way)
             try:
                 await self._worker.async_run()
             except asyncio.CancelledError:
@@ -81,30 +86,48 @@ class Intake:
         """Start what the wake-up list names, at once; several at a time."""
         while True:
             await self._slots.until_free()
-            if not self._slots.reserve():
+            if self._worker is None:
+                await asyncio.sleep(_UNTIL_BUILT)
                 continue
             job = await self._next_wake()
-            worker = self._worker
-            if job is None or worker is None:
-                self._slots.release()
+            if job is None:
                 continue
-            task = asyncio.create_task(worker.start_reserved(job))
-            self._starting.add(task)
-            task.add_done_callback(self._starting.discard)
+            if self._worker is None or not self._slots.reserve():
+                await self._hand_on(job)
+                continue
+            task = asyncio.create_task(self._start_woken(self._worker, job))
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
+
+    async def _start_woken(self, worker: _SlotWorker, job: bytes) -> None:
+        try:
+            await worker.start_reserved(job)
+        except Exception as error:  # as in _poll, where the loop is built again for it
+            log.warning("a job could not be taken (%s)", type(error).__name__)
 
     async def _next_wake(self) -> bytes | None:
         try:
-            row = await self._broker.call("BLPOP", keys.READY, _WAKE_TIMEOUT)
+            return await self._broker.pop(keys.READY, _WAKE_TIMEOUT)
         except BrokerError:
             await asyncio.sleep(random.uniform(0.1, 0.3))  # noqa: S311 - spreads load, guards nothing
             return None
-        return None if row is None else row[1]
+
+    async def _hand_on(self, job: bytes) -> None:
+        """The poll took the last slot meanwhile: let another worker have the hint."""
+        try:
+            await self._broker.calls([("LPUSH", keys.READY, job), ("EXPIRE", keys.READY, keys.READY_SECONDS)])
+        except BrokerError as error:
+            log.debug("a hint is lost: %s", error)
 
 
 class _SlotWorker(Worker):
     """arq's worker, which takes a job only with a slot in hand."""
 
-    def __init__(self, broker: Broker, slots: Slots, start: Start) -> None:
+    def __init__(
+        self, broker: Broker, slots: Slots, start: Start, under_way: set[asyncio.Task[None]]
+    ) -> None:
+        """`under_way` holds the tasks that claim."""
+
         async def claim_run(ctx: dict[str, Any], run: str) -> None:
             if await start(run):
                 self._carried.add(ctx["job_id"])
@@ -132,7 +155,9 @@ class _SlotWorker(Worker):
         )
         self.in_progress_timeout_s = TAKEN_FOR
         self._slots = slots
+        self._under_way = under_way
         self._carried: set[str] = set()
+        self._broken: Exception | None = None
 
     async def start_jobs(self, job_ids: list[bytes]) -> None:
         """Start those for which there is a slot."""
@@ -142,24 +167,36 @@ class _SlotWorker(Worker):
             await self.start_reserved(job_id)
 
     async def start_reserved(self, job_id: bytes) -> None:
-        """Start one job on a slot that is reserved; a job that starts no run gives it back."""
-        key = job_id.decode()
+        """Start one job on a slot that is reserved; a job that starts no run gives it back.
+
+        When this fails, arq has counted a job that it does not run: its loop ends at the next poll.
+        """
+        key = job_id.decode(errors="replace")
         before = self.tasks.get(key)
         try:
-            await super().start_jobs([job_id])
+            async with asyncio.timeout(CLAIM_TIMEOUT):
+                await super().start_jobs([job_id])
+        except Exception as error:
+            self._broken = error
+            raise
         finally:
             task = self.tasks.get(key)
             if task is None or task is before:
                 self._slots.release()
             else:
-                task.add_done_callback(lambda _: self._settle(key))
+                self._under_way.add(task)
+                task.add_done_callback(lambda task: self._settle(key, task))
 
     async def _poll_iteration(self) -> None:
+        if self._broken is not None:
+            raise self._broken
         self.queue_read_limit = max(self._slots.free, 1)
         self.allow_pick_jobs = self._slots.free > 0
-        await super()._poll_iteration()
+        async with asyncio.timeout(POLL_TIMEOUT):
+            await super()._poll_iteration()
 
-    def _settle(self, job_id: str) -> None:
+    def _settle(self, job_id: str, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
         if job_id in self._carried:
             self._carried.discard(job_id)
         else:
