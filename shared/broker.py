@@ -21,14 +21,24 @@ from typing import Any, TypeVar
 from redis import exceptions as redis_errors
 from redis.asyncio import Connection, Redis
 
-from shared.errors import BrokerError, BrokerFull, BrokerUnavailable, BrokerUnfit
+from shared.errors import BrokerError, BrokerFull, BrokerUnavailable, BrokerUnfit, WrongType
 from shared.wire import Command, ReplyError, Wire
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_PASSING = ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "NOREPLICAS", "MISCONF")
+_PASSING = (
+    "LOADING",
+    "READONLY",
+    "MASTERDOWN",
+    "CLUSTERDOWN",
+    "TRYAGAIN",
+    "BUSY",
+    "NOREPLICAS",
+    "MISCONF",
+    "UNBLOCKED",
+)
 """Replies that a server gives while it is busy with itself (failure matrix W8)."""
 
 _REFUSED = ("NOAUTH", "WRONGPASS", "NOPERM")
@@ -116,11 +126,11 @@ class Broker:
 
     async def calls(self, commands: Sequence[Command]) -> list[Any]:
         """The replies of several commands in one round trip. Raises the first error among them."""
-        replies = await self._send(commands)
-        for reply in replies:
-            if isinstance(reply, Exception):
-                raise translated(reply)
-        return replies
+        return [raised(reply) for reply in await self.replies(commands)]
+
+    async def replies(self, commands: Sequence[Command]) -> list[Any]:
+        """The same; a command's own error stands in its place."""
+        return _translated_all(await self._send(commands))
 
     async def pop(self, key: str, wait: int) -> bytes | None:
         """The first element of a list, waiting up to `wait` seconds for one, on a connection of its own."""
@@ -142,7 +152,7 @@ class Broker:
             again = await self._evalsha([calls[i] for i in missing])
             for i, reply in zip(missing, again, strict=True):
                 replies[i] = reply
-        return [translated(reply) if isinstance(reply, Exception) else reply for reply in replies]
+        return _translated_all(replies)
 
     async def _evalsha(self, calls: Sequence[ScriptCall]) -> list[Any]:
         return await self._send(
@@ -179,6 +189,10 @@ def _is_unknown_script(reply: Any) -> bool:
     )
 
 
+def _translated_all(replies: list[Any]) -> list[Any]:
+    return [translated(reply) if isinstance(reply, Exception) else reply for reply in replies]
+
+
 def translated(error: Exception) -> BrokerError:
     """Redis' or the network's exception as one of ours."""
     text = str(error)
@@ -190,6 +204,8 @@ def translated(error: Exception) -> BrokerError:
     passing = (redis_errors.ConnectionError, redis_errors.TimeoutError, redis_errors.ReadOnlyError, OSError)
     if isinstance(error, passing) or text.startswith(_PASSING):
         return BrokerUnavailable(f"Redis is not available: {text}")
+    if text.startswith("WRONGTYPE"):
+        return WrongType(text)
     return BrokerError(text)
 
 

@@ -5,7 +5,8 @@ BffError
 ├── BrokerError            Redis
 │   ├── BrokerUnavailable  out for the moment: try again
 │   ├── BrokerFull         refuses writes for want of memory
-│   └── BrokerUnfit        will never do: version, eviction policy, access
+│   ├── BrokerUnfit        will never do: version, eviction policy, access
+│   └── WrongType          holds something else under one of our keys
 ├── RequestError           the front end: becomes an HTTP status before the first byte
 └── AgentError             the agent: becomes `run.failed`
     ├── AgentUnavailable   refused, unreachable, overloaded: may be tried again
@@ -41,6 +42,10 @@ class BrokerFull(BrokerError):
 
 class BrokerUnfit(BrokerError):
     """This Redis cannot serve as the broker, now or later."""
+
+
+class WrongType(BrokerError):
+    """Something else stands where a value of ours should."""
 
 
 class RequestError(BffError):

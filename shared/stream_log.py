@@ -18,7 +18,7 @@ import orjson
 from shared import cursor, keys
 from shared.broker import Broker, ScriptCall, load_script, raised
 from shared.cursor import Cursor
-from shared.errors import BrokerError
+from shared.errors import BrokerError, WrongType
 from shared.events import EVENT_TYPES, TERMINAL_TYPES, Event, RunStarted, dump, load
 
 
@@ -415,14 +415,18 @@ class StreamLog:
         await self._run("watch", run, gateway, "")
 
     async def read(self, run: str, after: Cursor, count: int) -> list[Entry]:
-        rows = await self._broker.call("XRANGE", keys.stream(run), f"({after}", "+", "COUNT", count)
+        try:
+            rows = await self._broker.call("XRANGE", keys.stream(run), f"({after}", "+", "COUNT", count)
+        except WrongType:
+            return []
         return [_entry(row) for row in rows]
 
     async def last(self, runs: Sequence[str]) -> list[Entry | None]:
-        replies = await self._broker.calls(
+        replies = await self._broker.replies(
             [("XREVRANGE", keys.stream(run), "+", "-", "COUNT", 1) for run in runs]
         )
-        return [_entry(rows[0]) if rows else None for rows in replies]
+        pages = [[] if isinstance(reply, WrongType) else raised(reply) for reply in replies]
+        return [_entry(page[0]) if page else None for page in pages]
 
     async def meta(self, runs: Sequence[str]) -> list[dict[str, str]]:
         replies = await self._broker.calls([("HGETALL", keys.meta(run)) for run in runs])

@@ -18,6 +18,12 @@ from redis.asyncio import Connection
 
 Command = Sequence[str | bytes | int | float]
 
+CONNECT_TIMEOUT = 3.0
+"""Seconds for a connection and its greeting, which redis-py would wait for without end."""
+
+_pack: Callable[[tuple[Any, ...]], Any] = hiredis.pack_command
+"""hiredis' own types know commands of one word only."""
+
 
 class WireError(OSError):
     """The connection is closed."""
@@ -67,7 +73,12 @@ class Wire:
 
     async def _connect(self) -> _Line:
         connection: Any = self._make()
-        await connection.connect()
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                await connection.connect()
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
         return _Line(connection)
 
     def _opened(self, task: asyncio.Task[_Line]) -> None:
@@ -129,7 +140,8 @@ class _Line(asyncio.Protocol):
 
 
 def _packed(command: Command) -> bytes:
-    return hiredis.pack_command(tuple(command))  # type: ignore[arg-type]  # its stub knows one argument only
+    packed: bytes = _pack(tuple(command))
+    return packed
 
 
 class _Waiting:

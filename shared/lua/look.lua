@@ -3,11 +3,11 @@
 -- GONE | ENDED | HELD lease-ms | LATER ms | SUSPECT | READY job started | EXPIRED | OVERDUE | USED_UP | LOST
 local m = meta('end', 'run_by', 'queue_by', 'due', 'started', 'job', 'suspect', 'attempts', 'visible', 'on_interrupt', 'repeatable')
 if m[1] then return { 'ENDED' } end
-if not m[2] or redis.call('EXISTS', STREAM) == 0 then return { 'GONE' } end
+if not m[2] or not newest() then return { 'GONE' } end
 local t = now()
 if m[5] and t > tonumber(m[2]) + tonumber(ARGV[4]) then return { 'OVERDUE' } end
 local lease = redis.call('PTTL', LEASE)
-if lease > 0 then return { 'HELD', text(lease) } end
+if lease >= 0 then return { 'HELD', text(lease + 1) } end
 if m[4] then
   if not m[5] and t > tonumber(m[3]) then return { 'EXPIRED' } end
   if tonumber(m[4]) > t then return { 'LATER', text(m[4] - t) } end

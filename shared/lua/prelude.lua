@@ -15,10 +15,10 @@ local function meta(...)
   return redis.call('HMGET', META, ...)
 end
 
--- Id of the newest entry, or nil without a stream.
+-- Id of the newest entry, or nil without a stream; a key of another type is none.
 local function newest()
-  local entry = redis.call('XREVRANGE', STREAM, '+', '-', 'COUNT', 1)[1]
-  return entry and entry[1]
+  local entries = redis.pcall('XREVRANGE', STREAM, '+', '-', 'COUNT', 1)
+  return entries[1] and entries[1][1]
 end
 
 local function split(id)

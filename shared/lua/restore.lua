@@ -1,7 +1,7 @@
 -- channel, token, lease ms, server id at claim, lifetime ms, request, number of meta fields and values,
 -- meta..., then id, type, data, ...
 -- OK | EXISTS | ENDED | GONE
-if redis.call('EXISTS', STREAM) == 1 then return { 'EXISTS' } end
+if newest() then return { 'EXISTS' } end
 if meta('end')[1] then return { 'ENDED' } end
 if server_id() == ARGV[4] then return { 'GONE' } end -- the same server: somebody deleted it
 local first = 8 + ARGV[7]

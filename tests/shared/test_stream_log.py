@@ -30,7 +30,7 @@ from shared.stream_log import (
 from tests.support.redis_server import RedisServer
 from tests.support.wait import eventually
 
-LEASE = 0.8
+LEASE = 0.5
 SUSPECT = 0.2
 
 
