@@ -44,8 +44,14 @@ GONE = Cursor(MAX_PART, 0)
 
 
 def parse(text: str) -> Cursor:
-    """Read an id that Redis or this project wrote. Raises ValueError for anything else."""
+    """Read an id in its plain form. Raises ValueError for anything else."""
     return parse_frame_id(text)[0]
+
+
+def trusted(text: bytes) -> Cursor:
+    """Read an id that came from Redis, quickly: for what is read by the thousand."""
+    attempt, _, seq = text.partition(b"-")
+    return tuple.__new__(Cursor, (int(attempt), int(seq)))
 
 
 def parse_frame_id(text: str) -> tuple[Cursor, int | None]:

@@ -22,6 +22,7 @@ All of them get their lifetime where they are written (`shared/lua/`).
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 
 PREFIX = "bff:"
 
@@ -39,6 +40,7 @@ READY_SECONDS = 60
 CONVERSATION_SECONDS = 7 * 24 * 3600
 
 
+@lru_cache(maxsize=4096)
 def of_run(run: str) -> tuple[str, str, str, str, str]:
     """Stream, lease, meta, request and viewers of a run, in the order that the scripts expect."""
     tag = f"{PREFIX}{{{run}}}:"
@@ -53,6 +55,7 @@ def meta(run: str) -> str:
     return f"{PREFIX}{{{run}}}:m"
 
 
+@lru_cache(maxsize=4096)
 def channel(run: str) -> str:
     """The shard channel on which a run's events are published."""
     return f"{PREFIX}{{{run}}}:c"

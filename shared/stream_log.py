@@ -51,6 +51,9 @@ class Answer(StrEnum):
     LOST = "LOST"
 
 
+_ANSWERS = {answer.encode(): answer for answer in Answer}
+
+
 class Entry:
     """One event in the log; `event` is decoded when first asked for."""
 
@@ -327,7 +330,7 @@ class StreamLog:
     async def claim(self, run: str, token: str) -> Claim | Answer:
         reply = await self._run("claim", run, token, self._lease_ms, self._max_attempts)
         if reply[0] != b"CLAIMED":
-            return Answer(reply[0].decode())
+            return _ANSWERS[reply[0]]
         attempt, started, request, server_id, meta, head = reply[1:]
         return Claim(
             run=run,
@@ -378,7 +381,7 @@ class StreamLog:
 
     async def give_back(self, run: str, token: str, attempt: int, delay_ms: int, counts: bool) -> Answer:
         reply = await self._run("give_back", run, token, attempt, delay_ms, "1" if counts else "")
-        return Answer(reply[0].decode())
+        return _ANSWERS[reply[0]]
 
     async def restore(self, claim: Claim, entries: Sequence[Entry], lifetime_ms: int) -> Answer:
         meta = [part for pair in claim.meta.items() for part in pair]
@@ -394,10 +397,10 @@ class StreamLog:
             *meta,
             *_flat((*claim.head, *entries)),
         )
-        return Answer(reply[0].decode())
+        return _ANSWERS[reply[0]]
 
     async def erase(self, run: str, tombstone_ms: int) -> Answer:
-        return Answer((await self._run("erase", run, tombstone_ms))[0].decode())
+        return _ANSWERS[(await self._run("erase", run, tombstone_ms))[0]]
 
     async def look(self, runs: Sequence[str]) -> list[Look | BrokerError]:
         margin = self._lease_ms
@@ -448,7 +451,7 @@ def parse_published(payload: bytes) -> list[Entry]:
     """The entries in a channel's payload: id, type and data of each, on a line each."""
     parts = payload.split(b"\n")
     return [
-        Entry(cursor.parse(parts[i].decode()), parts[i + 1].decode(), parts[i + 2])
+        Entry(cursor.trusted(parts[i]), parts[i + 1].decode(), parts[i + 2])
         for i in range(0, len(parts) - 2, 3)
     ]
 
@@ -466,19 +469,20 @@ def _entry(row: Any) -> Entry:
         event_type, data = fields[b"t"], fields[b"d"]
     else:
         event_type, data = fields[1], fields[3]
-    return Entry(cursor.parse(entry_id.decode()), event_type.decode(), data)
+    return Entry(cursor.trusted(entry_id), event_type.decode(), data)
 
 
 def _reply(reply: Any) -> Reply | BrokerError:
     if isinstance(reply, BrokerError):
         return reply
-    return Reply(Answer(reply[0].decode()), reply[1].decode() if len(reply) > 1 else "")
+    answer = _ANSWERS[reply[0]]
+    return Reply(answer, reply[1].decode()) if len(reply) > 1 else Reply(answer)
 
 
 def _renewal(reply: Any) -> Renewal | BrokerError:
     if isinstance(reply, BrokerError):
         return reply
-    answer = Answer(reply[0].decode())
+    answer = _ANSWERS[reply[0]]
     if answer is not Answer.OK:
         return Renewal(answer)
     return Renewal(answer, cursor.parse(reply[1].decode()), int(reply[2]))
@@ -487,7 +491,7 @@ def _renewal(reply: Any) -> Renewal | BrokerError:
 def _look(reply: Any) -> Look | BrokerError:
     if isinstance(reply, BrokerError):
         return reply
-    answer = Answer(reply[0].decode())
+    answer = _ANSWERS[reply[0]]
     if answer in (Answer.HELD, Answer.LATER):
         return Look(answer, wait_ms=int(reply[1]))
     if answer is Answer.READY:

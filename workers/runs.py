@@ -179,12 +179,12 @@ class RunningSet:
     async def _finish(self, running: _Running, terminal: Terminal) -> None:
         """Write the terminal event behind everything else; it is repeated until it is there."""
         outbox, claim = running.outbox, running.claim
-        failpoint("before_finish")
         remaining = self._deadline(claim) - asyncio.get_running_loop().time()
         until = time.monotonic() + max(remaining, 0) + OUTAGE_PATIENCE
         while True:
             if not isinstance(terminal, RunFailed) or terminal.code != "storage_full":
                 await outbox.flushed()
+            failpoint("before_finish")
             finish = Finish(claim.run, claim.token, terminal, claim.attempt, outbox.expected)
             reply = await patiently(lambda finish=finish: self._log.finish(finish), until)  # type: ignore[misc]  # mypy cannot infer a lambda with a default
             match reply.answer:

@@ -34,21 +34,27 @@ class Watch:
 
     def progress(self) -> None:
         """An event came."""
-        self._begun = True
-        if not self._ended:
-            self._due = self._loop.time() + self._timeouts.progress
+        if self._ended:
+            return
+        self._due = self._loop.time() + self._timeouts.progress
+        if not self._begun:
+            self._begun = True
+            self._set_timer()  # the time between events may be shorter than that to the first one
 
     def end_seen(self) -> None:
         """The agent's end marker came: what follows is waited for only a short while."""
         if not self._ended:
             self._ended = True
             self._due = self._loop.time() + AFTER_END
-            self._timer.cancel()
-            self._timer = self._loop.call_at(self._next(), self._fire)
+            self._set_timer()
 
     def close(self) -> None:
         """The attempt is over."""
         self._timer.cancel()
+
+    def _set_timer(self) -> None:
+        self._timer.cancel()
+        self._timer = self._loop.call_at(self._next(), self._fire)
 
     def _next(self) -> float:
         return min(self._due, self._run_deadline)

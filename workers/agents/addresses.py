@@ -6,7 +6,6 @@ lives there. Checked on what a name resolves to, and the connection goes to the 
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
@@ -49,13 +48,6 @@ def check_literal(host: str) -> None:
     except ValueError:
         return  # a name: checked when it is resolved
     if refused:
-        raise AgentRejected("the agent's address is link-local or a metadata service")
-
-
-async def check_resolved(host: str) -> None:
-    """The check for transports that resolve by themselves. Raises AgentRejected, OSError."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    if any(forbidden(str(entry[4][0])) for entry in found):
         raise AgentRejected("the agent's address is link-local or a metadata service")
 
 

@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from email.utils import parsedate_to_datetime
 from time import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -32,9 +32,8 @@ from shared.errors import (
     AgentUnavailable,
 )
 from shared.sse import DEFAULT_LIMIT_BYTES, FRAMINGS, FrameTooLarge
-from workers.agents.addresses import CheckedResolver, ForbiddenAddress, check_literal, check_resolved
+from workers.agents.addresses import CheckedResolver, ForbiddenAddress, check_literal
 from workers.agents.base import Batch
-from workers.agents.handover import Handover
 from workers.dialects.base import AgentDialect, AgentRequest
 from workers.dialects.decoding import FrameJson
 from workers.dialects.reported import BUSY, Report, as_error, report
@@ -52,8 +51,6 @@ ERROR_BODY_BYTES = 64 << 10
 
 ERROR_BODY_TIMEOUT = 5.0
 STOP_TIMEOUT = 5.0
-
-Transport = Literal["aiohttp", "httpcore"]
 
 _FOREIGN = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, aiohttp.ClientError, OSError, ssl.SSLError)
 """All that httpx, aiohttp and the system raise; httpx-aiohttp lets some of aiohttp's own through."""
@@ -93,17 +90,11 @@ class _Connector(aiohttp.TCPConnector):
 
 
 class HttpAgents:
-    """The HTTP client of a worker process: `async with HttpAgents() as agents`.
+    """The HTTP client of a worker process: `async with HttpAgents() as agents`."""
 
-    `transport` chooses whose connections carry it; on httpcore a request is not cancelled before
-    its answer has begun, and addresses are checked but not pinned.
-    """
-
-    def __init__(self, *, transport: Transport = "aiohttp", frame_limit: int = DEFAULT_LIMIT_BYTES) -> None:
+    def __init__(self, *, frame_limit: int = DEFAULT_LIMIT_BYTES) -> None:
         self.frame_limit = frame_limit
-        self.pinned = transport == "aiohttp"
-        self.requests: set[asyncio.Task[None]] = set()
-        self._transport = transport
+        self.requests: set[asyncio.Task[httpx.Response]] = set()
         self._stack = AsyncExitStack()
         self._client: httpx.AsyncClient | None = None
 
@@ -131,10 +122,7 @@ class HttpAgents:
     async def send(self, request: AgentRequest, connect: float) -> AsyncIterator[httpx.Response]:
         """The head of the answer; its body is read inside. Raises foreign exceptions."""
         assert self._client is not None, "used outside of `async with`"
-        host = urlsplit(request.url).hostname or ""
-        check_literal(host)
-        if not self.pinned:
-            await check_resolved(host)
+        check_literal(urlsplit(request.url).hostname or "")
         content = None if request.body is None else msgspec.json.encode(request.body)
         headers = dict(request.headers) | ({} if content is None else {"Content-Type": "application/json"})
         timeout = httpx.Timeout(None, connect=connect, pool=connect)
@@ -144,9 +132,6 @@ class HttpAgents:
             yield response
 
     async def _make_transport(self, context: ssl.SSLContext) -> httpx.AsyncBaseTransport:
-        if self._transport == "httpcore":
-            limits = httpx.Limits(max_connections=None, keepalive_expiry=KEEP_ALIVE)
-            return httpx.AsyncHTTPTransport(verify=context, limits=limits, trust_env=False)
         connector = _Connector(context)
         session = aiohttp.ClientSession(
             connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
@@ -157,7 +142,7 @@ class HttpAgents:
 
 
 class HttpStream:
-    """One request to an agent and its answer."""
+    """One request to an agent and its answer, read by whoever iterates, at the reader's own pace."""
 
     def __init__(
         self, agents: HttpAgents, dialect: AgentDialect, request: AgentRequest, *, connect: float
@@ -166,35 +151,42 @@ class HttpStream:
         self._dialect = dialect
         self._request = request
         self._connect = connect
-        self._handover = Handover()
-        self._task: asyncio.Task[None] | None = None
-        self._answered = False
+        self._decoder = FRAMINGS[dialect.framing](agents.frame_limit)
+        self._answer = AsyncExitStack()
+        self._opening: asyncio.Task[httpx.Response] | None = None
+        self._chunks: AsyncIterator[bytes] | None = None
 
     async def __aenter__(self) -> AsyncIterator[Batch]:
-        self._task = asyncio.create_task(self._run(), name="agent request")
-        self._agents.requests.add(self._task)
-        self._task.add_done_callback(self._agents.requests.discard)
+        self._opening = asyncio.create_task(self._open(), name="agent request")
+        self._agents.requests.add(self._opening)
+        self._opening.add_done_callback(self._agents.requests.discard)
         return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the connection. One that is being made is left to itself (`_Connector`)."""
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.wait((self._opening,))
+            if not self._opening.cancelled():
+                self._opening.exception()  # whoever iterated has been told
+        await self._answer.aclose()
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Batch:
         try:
-            return await anext(self._handover)
+            while not (frames := await self._read()):
+                pass
         except AgentTruncated:
             if self._dialect.complete:  # what breaks off behind the end marker has said all it had to
                 raise StopAsyncIteration from None
             raise
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Tell the request to end; once the agent has been reached, wait until its connection is closed."""
-        self._handover.leave()
-        if self._task is not None and (self._answered or self._agents.pinned):
-            self._task.cancel()
-            await asyncio.wait((self._task,))
+        except FrameTooLarge as error:
+            raise AgentTooLarge(str(error)) from None
+        return frames
 
     async def stop(self) -> None:
         """Ask the agent's own stop address, where its dialect knows one."""
@@ -209,33 +201,34 @@ class HttpStream:
             if response.status_code >= 400:
                 raise _refusal(response, None)
 
-    async def _run(self) -> None:
-        try:
-            await self._read()
-        except AgentError as error:
-            self._handover.end(error)
-        except FrameTooLarge as error:
-            self._handover.end(AgentTooLarge(str(error)))
-        except asyncio.CancelledError:
-            self._handover.end(AgentUnavailable("the request was cut off"))
-            raise
-        else:
-            self._handover.end()
-
-    async def _read(self) -> None:
-        async with _ours(begun=False), self._agents.send(self._request, self._connect) as response:
-            self._answered = True
+    async def _open(self) -> httpx.Response:
+        async with _ours(begun=False):
+            response = await self._answer.enter_async_context(self._agents.send(self._request, self._connect))
             await _check(response, self._dialect.framing)
-            async with _ours(begun=True):
-                await self._read_body(response)
+            return response
 
-    async def _read_body(self, response: httpx.Response) -> None:
-        decoder = FRAMINGS[self._dialect.framing](self._agents.frame_limit)
-        async for chunk in response.aiter_raw():
-            frames = decoder.feed(chunk)
-            if self._handover.left or (frames and not await self._handover.put(frames)):
-                return
-        await self._handover.put(decoder.end())
+    async def _read(self) -> Batch:
+        """The frames that the next bytes complete. Raises StopAsyncIteration behind the last."""
+        assert self._opening is not None, "used outside of `async with`"
+        if self._chunks is None:
+            self._chunks = _raw(await asyncio.shield(self._opening))
+        try:
+            return self._decoder.feed(await anext(self._chunks))
+        except StopAsyncIteration:
+            if last := self._decoder.end():
+                return last
+            raise
+        except _FOREIGN as error:
+            raise _mapped(error, begun=True) from error
+
+
+def _raw(response: httpx.Response) -> AsyncIterator[bytes]:
+    """The body as it comes: by aiohttp's own reader, which httpx would wrap four times over."""
+    carried = getattr(getattr(response.stream, "_stream", None), "_aiohttp_response", None)
+    if carried is None:
+        return response.aiter_raw()
+    chunks: AsyncIterator[bytes] = carried.content.iter_any()
+    return chunks
 
 
 @asynccontextmanager

@@ -12,7 +12,9 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
 
+import msgspec
 import pytest
+from aiohttp.streams import AsyncStreamIterator
 from pydantic import SecretStr
 
 from shared.config import DifyAgent, OpenAIChatAgent, RestAgent
@@ -38,8 +40,9 @@ from tests.workers.agents.raw_server import (
 )
 from workers.agents import open_agent
 from workers.agents.addresses import forbidden
-from workers.agents.http import HttpAgents, HttpStream, Transport
+from workers.agents.http import HttpAgents, HttpStream, _raw
 from workers.dialects import AGENT_DIALECTS
+from workers.dialects.base import AgentRequest
 
 pytestmark = pytest.mark.anyio
 
@@ -47,10 +50,9 @@ KEY = "sk-canary-0123456789"
 RUN = RunRequest(messages=(Message("user", "Hi"),), user="u1")
 
 
-@pytest.fixture(params=["aiohttp", "httpcore"])
-async def agents(request: pytest.FixtureRequest) -> AsyncIterator[HttpAgents]:
-    transport: Transport = request.param
-    async with HttpAgents(transport=transport, frame_limit=4096) as opened:
+@pytest.fixture
+async def agents() -> AsyncIterator[HttpAgents]:
+    async with HttpAgents(frame_limit=4096) as opened:
         yield opened
 
 
@@ -419,16 +421,25 @@ async def test_a_json_answer_is_one_frame(agents: HttpAgents) -> None:
 TLS = Path(__file__).parents[2] / "support" / "tls"
 
 
-@pytest.mark.parametrize("transport", ["aiohttp", "httpcore"])
 async def test_a_certificate_counts_when_ssl_cert_file_vouches_for_it(
-    transport: Transport, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(TLS / "certificate.pem", TLS / "key.pem")
     async with serve(bytes_script(SSE_HEAD, b"data: 1\n\n"), context) as server:
-        async with HttpAgents(transport=transport) as agents:
+        async with HttpAgents() as agents:
             with pytest.raises(AgentUnavailable, match="TLS"):
                 await frames_of(stream_of(agents, server.url))
         monkeypatch.setenv("SSL_CERT_FILE", str(TLS / "certificate.pem"))
-        async with HttpAgents(transport=transport) as agents:
+        async with HttpAgents() as agents:
             assert await frames_of(stream_of(agents, server.url)) == [ServerSentEvent(b"1")]
+
+
+async def test_the_body_is_read_by_aiohttps_own_reader(agents: HttpAgents) -> None:
+    """Contract: httpx and httpx-aiohttp keep what `_raw` looks for; without it reading costs more."""
+    request = AgentRequest("GET", "", {})
+    async with (
+        serve(bytes_script(SSE_HEAD, b"data: 1\n\n")) as server,
+        agents.send(msgspec.structs.replace(request, url=server.url), connect=5) as response,
+    ):
+        assert isinstance(_raw(response), AsyncStreamIterator)
