@@ -17,6 +17,11 @@ CUT = "streaming_bff.cut"
 """ASGI extension of our server: `scope["extensions"][CUT](flush)` closes the connection without the
 final chunk, after what was written has gone out (`flush`) or at once."""
 
+SINK = "streaming_bff.sink"
+"""ASGI extension of our server: `scope["extensions"][SINK](body)` writes a part of the body straight to
+the transport. False, and nothing is done, where `send` has to be used: before the head, with a client
+that is slow or has gone, without chunked encoding."""
+
 
 class SlowClient(Exception):
     """The client did not take what was sent to it in time."""
@@ -43,6 +48,7 @@ class Connection:
         self._drain = drain
         self._period = min(period, send_timeout)
         self._send_timeout = send_timeout
+        self._sink = scope.get("extensions", {}).get(SINK)
         self._loop = asyncio.get_running_loop()
         self._task = cast("asyncio.Task[None]", asyncio.current_task())
         self._stack = AsyncExitStack()
@@ -79,6 +85,11 @@ class Connection:
         except Interrupted:
             if not self.gone:
                 raise SlowClient from None
+
+    async def send_part(self, body: bytes) -> None:
+        """Send a part of the body that is not the last one, by the shortest way. Raises SlowClient."""
+        if self._sink is None or not self._sink(body):
+            await self.send({"type": "http.response.body", "body": body, "more_body": True})
 
     def cut(self, *, flush: bool) -> None:
         """Break the connection off, so that the client knows that what it has is not whole."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from gateway.connection import CUT
+from gateway.connection import CUT, SINK
 
 REQUEST_TIMEOUT = 15.0
 """Seconds for a request's head and body together."""
@@ -55,7 +55,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        extensions: dict[str, Any] = {CUT: self._cut}
+        extensions: dict[str, Any] = {CUT: self._cut, SINK: self._sink}
         self.scope["extensions"] = extensions
         self._in_head = True
         if self._deadline is None:
@@ -99,6 +99,14 @@ class GatewayProtocol(HttpToolsProtocol):
         if self._running is not None and not self._running.response_complete:
             self._running.disconnected = True
             self._running.message_event.set()
+
+    def _sink(self, body: bytes) -> bool:
+        """Write a part of the running response's body, unless it has to go the ordinary way."""
+        cycle = self._running
+        if cycle is None or not cycle.chunked_encoding or cycle.disconnected or self.flow.write_paused:
+            return False
+        self.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+        return True
 
     def _cut(self, flush: bool) -> None:
         """End the connection without a final chunk."""

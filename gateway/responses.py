@@ -211,9 +211,11 @@ class StreamResponse(Response):
             self._started = True
             frames = [*self._preface(), *self._held, *frames]
             await connection.send({"type": "http.response.start", "status": 200, "headers": self._head()})
-        if frames or not more:
-            body = frames[0] if len(frames) == 1 else b"".join(frames)
-            await connection.send({"type": "http.response.body", "body": body, "more_body": more})
+        body = frames[0] if len(frames) == 1 else b"".join(frames)
+        if not more:
+            await connection.send({"type": "http.response.body", "body": body})
+        elif body:
+            await connection.send_part(body)
 
     async def _say_nothing_left(self, connection: Connection) -> None:
         self._started = True

@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack, suppress
 from typing import Any
 
+import httpx
 import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import Server
 
-from gateway.connection import CUT
+from gateway.connection import CUT, SINK
 from gateway.drain import Drain
 from gateway.server import SEND_BUFFER_BYTES, TCP_USER_TIMEOUT_MS, DrainingServer, listen, serve
 from tests.gateway.serving import asked, connected, quick, served
@@ -112,7 +113,7 @@ async def test_it_answers_and_keeps_the_connection() -> None:
             client.writer.write(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
 
 
-async def test_the_extension_to_break_off_is_in_the_scope() -> None:
+async def test_the_extensions_to_write_and_to_break_off_are_in_the_scope() -> None:
     seen: dict[str, Any] = {}
 
     async def look(scope: Scope, receive: Receive, send: Send) -> None:
@@ -122,6 +123,25 @@ async def test_the_extension_to_break_off_is_in_the_scope() -> None:
     async with served(look, quick(), Drain()) as port, asked(port) as client:
         await client.head()
     assert callable(seen[CUT])
+    assert callable(seen[SINK])
+
+
+async def test_what_is_written_straight_to_the_transport_is_a_part_of_the_body() -> None:
+    """Contract with uvicorn: its cycle's `chunked_encoding` and `disconnected`, its flow's `write_paused`."""
+    sunk: list[bool] = []
+
+    async def tell(scope: Scope, receive: Receive, send: Send) -> None:
+        sink = scope["extensions"][SINK]
+        sunk.append(sink(b"too early"))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        sunk.append(sink(b"a"))
+        await send({"type": "http.response.body", "body": b"b", "more_body": True})
+        sunk.append(sink(b"c"))
+        await send({"type": "http.response.body"})
+
+    async with served(tell, quick(), Drain()) as port, httpx.AsyncClient(trust_env=False) as client:
+        assert (await client.get(f"http://127.0.0.1:{port}/")).text == "abc"
+    assert sunk == [False, True, True]
 
 
 async def test_a_signal_sets_the_drain_event_before_connections_are_touched() -> None:
