@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from email.utils import parsedate_to_datetime
 from time import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -43,11 +43,16 @@ if TYPE_CHECKING:
     from aiohttp.connector import Connection
     from aiohttp.tracing import Trace
 
+T = TypeVar("T")
+
 KEEP_ALIVE = 15.0
 """Seconds an idle connection is kept; under the usual 60 s of servers and balancers."""
 
 ERROR_BODY_BYTES = 64 << 10
 """Of the body of a refusal, so much is read for its message."""
+
+READ_OUT = 0.25
+"""Seconds for which a body that nobody needs any more may end by itself."""
 
 ERROR_BODY_TIMEOUT = 5.0
 STOP_TIMEOUT = 5.0
@@ -89,12 +94,43 @@ class _Connector(aiohttp.TCPConnector):
             await asyncio.wait(self._unwanted)
 
 
+class _Body(httpx.AsyncByteStream):
+    """A body up to where it broke off. aiohttp's reader withholds what has arrived once its connection is
+    lost (aio-libs/aiohttp `aiohttp/streams.py`): of a burst that is all, the end marker too."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        content = self._response.content
+        try:
+            async for chunk in content.iter_any():
+                yield chunk
+        except (aiohttp.ClientError, OSError):
+            content.set_exception(None)  # type: ignore[arg-type]  # the one way to let it go on
+            if rest := content.read_nowait():
+                yield rest
+            raise
+
+    async def aclose(self) -> None:
+        await self._response.__aexit__(None, None, None)  # gives the connection back, or closes it
+
+
+class _Transport(AiohttpTransport):
+    """httpx-aiohttp's, but for the body."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await super().handle_async_request(request)
+        response.stream = _Body(response.stream._aiohttp_response)  # type: ignore[union-attr]  # its own
+        return response
+
+
 class HttpAgents:
     """The HTTP client of a worker process: `async with HttpAgents() as agents`."""
 
     def __init__(self, *, frame_limit: int = DEFAULT_LIMIT_BYTES) -> None:
         self.frame_limit = frame_limit
-        self.requests: set[asyncio.Task[httpx.Response]] = set()
+        self.requests: set[asyncio.Task[Any]] = set()
         self._stack = AsyncExitStack()
         self._client: httpx.AsyncClient | None = None
 
@@ -118,6 +154,13 @@ class HttpAgents:
             await asyncio.wait(self.requests)
         await self._stack.aclose()
 
+    def aside(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Do `work` in a task of its own, which ends with this client at the latest."""
+        task = asyncio.create_task(work)
+        self.requests.add(task)
+        task.add_done_callback(self.requests.discard)
+        return task
+
     @asynccontextmanager
     async def send(self, request: AgentRequest, connect: float) -> AsyncIterator[httpx.Response]:
         """The head of the answer; its body is read inside. Raises foreign exceptions."""
@@ -138,7 +181,7 @@ class HttpAgents:
         )
         await self._stack.enter_async_context(session)
         self._stack.push_async_callback(connector.settle)
-        return AiohttpTransport(verify=context, client=session)
+        return _Transport(verify=context, client=session)
 
 
 class HttpStream:
@@ -157,15 +200,19 @@ class HttpStream:
         self._chunks: AsyncIterator[bytes] | None = None
 
     async def __aenter__(self) -> AsyncIterator[Batch]:
-        self._opening = asyncio.create_task(self._open(), name="agent request")
-        self._agents.requests.add(self._opening)
-        self._opening.add_done_callback(self._agents.requests.discard)
+        self._opening = self._agents.aside(self._open())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the connection. One that is being made is left to itself (`_Connector`)."""
+        """Close the connection, or keep it for the next request when the body is about to end.
+
+        One that is being made is left to itself (`_Connector`).
+        """
+        if error is None and self._chunks is not None:
+            self._agents.aside(self._read_out(self._chunks))
+            return
         if self._opening is not None:
             self._opening.cancel()
             await asyncio.wait((self._opening,))
@@ -201,6 +248,17 @@ class HttpStream:
             if response.status_code >= 400:
                 raise _refusal(response, None)
 
+    async def _read_out(self, chunks: AsyncIterator[bytes]) -> None:
+        """Read what is left behind the agent's last word; with a body at its end the connection is kept."""
+        try:
+            async with asyncio.timeout(READ_OUT):
+                async for _ in chunks:
+                    pass
+        except (TimeoutError, *_FOREIGN):
+            pass
+        finally:
+            await self._answer.aclose()
+
     async def _open(self) -> httpx.Response:
         async with _ours(begun=False):
             response = await self._answer.enter_async_context(self._agents.send(self._request, self._connect))
@@ -223,12 +281,9 @@ class HttpStream:
 
 
 def _raw(response: httpx.Response) -> AsyncIterator[bytes]:
-    """The body as it comes: by aiohttp's own reader, which httpx would wrap four times over."""
-    carried = getattr(getattr(response.stream, "_stream", None), "_aiohttp_response", None)
-    if carried is None:
-        return response.aiter_raw()
-    chunks: AsyncIterator[bytes] = carried.content.iter_any()
-    return chunks
+    """The body as it comes, without httpx's own three wrappers around it where they can be passed by."""
+    body = getattr(response.stream, "_stream", None)
+    return aiter(body) if isinstance(body, _Body) else response.aiter_raw()
 
 
 @asynccontextmanager

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from aiohttp.streams import AsyncStreamIterator
 from pydantic import SecretStr
 
 from shared.config import DifyAgent, OpenAIChatAgent, RestAgent
@@ -40,7 +39,7 @@ from tests.workers.agents.raw_server import (
 )
 from workers.agents import open_agent
 from workers.agents.addresses import forbidden
-from workers.agents.http import HttpAgents, HttpStream, _raw
+from workers.agents.http import HttpAgents, HttpStream, _Body, _raw
 from workers.dialects import AGENT_DIALECTS
 from workers.dialects.base import AgentRequest
 
@@ -435,11 +434,33 @@ async def test_a_certificate_counts_when_ssl_cert_file_vouches_for_it(
             assert await frames_of(stream_of(agents, server.url)) == [ServerSentEvent(b"1")]
 
 
-async def test_the_body_is_read_by_aiohttps_own_reader(agents: HttpAgents) -> None:
-    """Contract: httpx and httpx-aiohttp keep what `_raw` looks for; without it reading costs more."""
+async def test_the_body_is_read_without_httpxs_wrappers(agents: HttpAgents) -> None:
+    """Contract: httpx keeps the transport's stream where `_raw` looks for it; else reading costs more."""
     request = AgentRequest("GET", "", {})
     async with (
         serve(bytes_script(SSE_HEAD, b"data: 1\n\n")) as server,
         agents.send(msgspec.structs.replace(request, url=server.url), connect=5) as response,
     ):
-        assert isinstance(_raw(response), AsyncStreamIterator)
+        assert isinstance(getattr(response.stream, "_stream", None), _Body)
+        assert [chunk async for chunk in _raw(response)] == [b"data: 1\n\n"]
+
+
+async def test_a_connection_is_kept_when_the_body_ends_behind_the_last_word(agents: HttpAgents) -> None:
+    connections = 0
+
+    async def chunked(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        while True:
+            await reader.readuntil(b"}]")
+            head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+            writer.write(head + b"9\r\ndata: 1\n\n\r\n")
+            await asyncio.sleep(0.02)
+            writer.write(b"0\r\n\r\n")
+
+    async with serve(chunked) as server:
+        for _ in range(3):
+            async with stream_of(agents, server.url) as batches:
+                assert await anext(batches)
+            await eventually(lambda: not agents.requests, description="the rest has been read")
+    assert connections == 1
