@@ -182,6 +182,8 @@ async def _check(broker: Broker) -> None:
 
 async def _refuse(request: Request, error: Exception) -> Response:
     """Every error before the first byte, in the form of the route's dialect."""
+    if isinstance(error, BrokerError):
+        log.warning("%s %s: %s", request.method, request.url.path, error)
     if isinstance(error, BrokerUnavailable) and is_event_source(request):
         return come_back_later()
     form = getattr(request.scope.get("route"), "refuse", problem)

@@ -31,6 +31,9 @@ __all__ = ["Ending", "StreamResponse", "Watching", "openai_error", "problem"]
 RETRY_MS = (1000, 3000)
 """Range of `retry:`, random so that the clients of a lost gateway do not come back all at once."""
 
+EARLY_HEAD = 0.05
+"""Seconds after which a client learns that it is connected, though there is nothing to tell yet."""
+
 DRAIN_SHARE = 0.75
 """Part of the drain time for which a stream that cannot be resumed goes on."""
 
@@ -179,7 +182,8 @@ class StreamResponse(Response):
         drains; the others go on as long as there is time."""
         left = self._drain.seconds_left(self._settings.drain * DRAIN_SHARE)
         if left is None:
-            return self._settings.heartbeat
+            early = not (self._started or self._dialect.holds_head)
+            return min(EARLY_HEAD, self._settings.heartbeat) if early else self._settings.heartbeat
         return 0.0 if self._dialect.resumable else min(left, self._settings.heartbeat)
 
     async def _pass_on(self, connection: Connection, encoded: Encoded) -> Ending | None:

@@ -20,6 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, Valid
 
 from shared.errors import ConfigError
 
+SHORTEST_SECRET = 6
+"""Characters below which a header's value is a word like any other."""
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$")]
 OnDisconnect = Literal["continue", "cancel", "linger"]
 OnInterrupt = Literal["fail", "restart"]
@@ -251,6 +254,15 @@ def parse(text: str, env: Mapping[str, str], where: str = "agents.yaml") -> Conf
     }
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     return Config(agents, unavailable, dialects, file.clients, digest)
+
+
+def secrets_of(agent: Agent) -> tuple[str, ...]:
+    """The key and the longer header values that this agent is given, the longest first."""
+    if isinstance(agent, FunctionAgent):
+        return ()
+    values = [agent.api_key, *agent.headers.values()]
+    secrets = {value.get_secret_value() for value in values if value is not None}
+    return tuple(sorted((each for each in secrets if len(each) >= SHORTEST_SECRET), key=len, reverse=True))
 
 
 def json_schema() -> dict[str, Any]:

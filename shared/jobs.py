@@ -36,8 +36,13 @@ def loads(data: bytes) -> dict[str, object]:
     return value
 
 
+def run_of(job: bytes) -> str:
+    """The run that a job id is for."""
+    return job.decode("utf-8", "replace").partition(":")[0]
+
+
 class Queue:
-    """Puts runs on the queue and counts them."""
+    """Puts runs on the queue, takes them off and counts them."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
@@ -59,6 +64,10 @@ class Queue:
                 ("EXPIRE", keys.READY, keys.READY_SECONDS),
             ]
         )
+
+    async def take_off(self, job: bytes) -> None:
+        """Take a job off whose run was started without arq's help."""
+        await self._broker.calls([("ZREM", keys.QUEUE, job), ("DEL", job_key_prefix.encode() + job)])
 
     async def length(self) -> int:
         """How many runs wait for a worker."""

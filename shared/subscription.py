@@ -25,6 +25,9 @@ PING_EVERY = 2.0
 SILENT_FOR = 6.0
 """Seconds without any reply, pings included, after which the connection counts as dead."""
 
+_FOLLOWED = b"followed"
+"""Sent behind the subscriptions of a new connection: when it comes back, the server has taken them all."""
+
 
 class Subscription:
     """Follows channels until closed; connects again by itself.
@@ -92,8 +95,8 @@ class Subscription:
         self._connection = connection
         for channel in list(self._channels):
             await self._send("SUBSCRIBE", channel)
+        await connection.send_command("PING", _FOLLOWED, check_health=False)
         self._heard = time.monotonic()
-        self._on_connected()
         pings = asyncio.create_task(self._ping(connection))
         try:
             while True:
@@ -122,6 +125,8 @@ class Subscription:
 
     def _take(self, reply: Any) -> None:
         self._heard = time.monotonic()
+        if reply in (_FOLLOWED, [b"pong", _FOLLOWED]):
+            self._on_connected()
         if not isinstance(reply, list) or len(reply) != 3:
             return
         kind, channel, payload = reply

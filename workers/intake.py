@@ -39,7 +39,6 @@ TAKEN_FOR = 4.0
 
 POLL_EVERY = 0.5
 _WAKE_TIMEOUT = 1
-_UNTIL_BUILT = 0.05
 
 
 class Intake:
@@ -47,9 +46,9 @@ class Intake:
 
     def __init__(self, broker: Broker, slots: Slots, start: Start) -> None:
         self._broker = broker
+        self._queue = jobs.Queue(broker)
         self._slots = slots
         self._start = start
-        self._worker: _SlotWorker | None = None
         self._under_way: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -71,39 +70,40 @@ class Intake:
     async def _poll(self) -> None:
         """arq's own loop. It ends when Redis blinks; runs that are carried do not notice."""
         while True:
-            self._worker = _SlotWorker(self._broker, self._slots, self._start, self._under_way)
+            worker = _SlotWorker(self._broker, self._slots, self._start, self._under_way)
             try:
-                await self._worker.async_run()
+                await worker.async_run()
             except asyncio.CancelledError:
                 raise
             except Exception as error:  # whatever ends arq's loop, it is built again
                 log.warning("the queue's loop ended (%s), building it again", type(error).__name__)
-            finally:
-                self._worker = None
             await asyncio.sleep(random.uniform(0.3, 0.7))  # noqa: S311 - spreads load, guards nothing
 
     async def _wake(self) -> None:
         """Start what the wake-up list names, at once; several at a time."""
         while True:
             await self._slots.until_free()
-            if self._worker is None:
-                await asyncio.sleep(_UNTIL_BUILT)
-                continue
             job = await self._next_wake()
             if job is None:
                 continue
-            if self._worker is None or not self._slots.reserve():
+            if not self._slots.reserve():
                 await self._hand_on(job)
                 continue
-            task = asyncio.create_task(self._start_woken(self._worker, job))
+            task = asyncio.create_task(self._start_woken(job))
             self._under_way.add(task)
             task.add_done_callback(self._under_way.discard)
 
-    async def _start_woken(self, worker: _SlotWorker, job: bytes) -> None:
+    async def _start_woken(self, job: bytes) -> None:
+        """Claim the run first, for that is what counts, and take its job off the queue behind it."""
+        carried = False
         try:
-            await worker.start_reserved(job)
-        except Exception as error:  # as in _poll, where the loop is built again for it
-            log.warning("a job could not be taken (%s)", type(error).__name__)
+            carried = await self._start(jobs.run_of(job))
+            await self._queue.take_off(job)
+        except BrokerError as error:
+            log.warning("a job could not be taken: %s", error)
+        finally:
+            if not carried:
+                self._slots.release()
 
     async def _next_wake(self) -> bytes | None:
         try:

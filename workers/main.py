@@ -12,7 +12,7 @@ from typing import Any
 
 from shared import keys, requests
 from shared.broker import Broker, check, patiently
-from shared.config import Config
+from shared.config import Config, secrets_of
 from shared.conversations import Conversations
 from shared.events import RunIds
 from shared.index import RunIndex
@@ -106,6 +106,7 @@ def _lines(
             connect=lambda dialect: open_agent(agents, agent, dialect, request),
             timeouts=agent.timeouts,
             repeatable=agent.repeatable,
+            secrets=secrets_of(agent),
             remember=remember,
             aside=aside,
         )

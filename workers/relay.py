@@ -40,6 +40,8 @@ class Line:
     connect: Callable[[AgentDialect], AgentStream]
     timeouts: Timeouts
     repeatable: bool
+    secrets: tuple[str, ...]
+    """What an agent was given and might repeat in an error: it is taken out."""
     remember: Callable[[RunIds], None]
     """Told the agent's own ids."""
     aside: Callable[[Coroutine[Any, Any, None]], None]
@@ -71,10 +73,9 @@ class Relay:
         except FrameTooLarge as error:
             return RunFailed(code="too_large", message=f"The agent's answer cannot be read: {error}.")
         except AgentError as error:
+            message = self._without_secrets(str(error))
             code = None if error.agent_code is None else str(error.agent_code)
-            return RunFailed(
-                code=error.code, message=str(error), retryable=error.retryable, agent_code=code
-            )
+            return RunFailed(code=error.code, message=message, retryable=error.retryable, agent_code=code)
         except ConfigError as error:
             return RunFailed(code="config", message=str(error))
 
@@ -118,6 +119,11 @@ class Relay:
         reading, self._reading = self._reading, None
         if reading is not None:
             reading.reschedule(0)
+
+    def _without_secrets(self, message: str) -> str:
+        for secret in self._line.secrets:
+            message = message.replace(secret, "***")
+        return message
 
     def _take(self, batch: list[ServerSentEvent], dialect: AgentDialect, watch: Watch) -> None:
         came = False

@@ -104,6 +104,8 @@ class RunningSet:
         failpoint("after_claim")
         outbox = Outbox(claim, self._writer.wake, limit_bytes=self._max_stream_bytes)
         running = _Running(claim, outbox)
+        if (lost := self._running.get(run)) is not None:
+            self._leave(lost, Left(Answer.FENCED))  # this process was frozen, and is its own successor
         self._running[run] = running
         running.task = asyncio.create_task(self._carry(running), name=f"run {run}")
         return True
@@ -145,7 +147,8 @@ class RunningSet:
             tell.exception("internal error")
             await self._finish_badly(running)
         finally:
-            self._running.pop(run, None)
+            if self._running.get(run) is running:
+                del self._running[run]
             self._slots.release()
 
     async def _attempt(self, running: _Running) -> Terminal | None:

@@ -89,8 +89,7 @@ async def complete_chat(request: Request, gateway: Opened, caller: Asker) -> Res
     body = read.fit(ChatBody)
     if body.n is not None and body.n != 1:
         raise RequestError(400, "n_not_supported", "one run gives one answer: leave `n` out or 1", field="n")
-    if body.stream:
-        gateway.slots.check(caller.tenant, caller.limits.streams)
+    gateway.slots.check(caller.tenant, caller.limits.streams)
     agent, safe = _agent(gateway.config, body.model, request.headers)
     order = _order(request, read, body, agent)
     admitted = await gateway.admission.admit(caller, order)

@@ -137,14 +137,14 @@ async def begin_run(request: Request, gateway: Opened, caller: Asker) -> Respons
     if form is None:
         raise not_acceptable(_FORMS)
     dialect = MEDIA_TYPES.get(form)
-    if dialect is not None:
+    seconds = wait_seconds(request.headers.get("prefer", ""))
+    if dialect is not None or seconds is not None:
         gateway.slots.check(caller.tenant, caller.limits.streams)
     admitted = await gateway.admission.admit(caller, await _order(request, gateway, dialect))
     options = _options(gateway, admitted.run, admitted.agent, admitted.accepted_ms)
     if dialect is not None:
         position = None if admitted.new else position_of(request)
         return stream(gateway, caller, dialect, options, position)
-    seconds = wait_seconds(request.headers.get("prefer", ""))
     if seconds is None:
         return json_answer(_begun(admitted, admitted.state), 201, _place(admitted.run))
     return await _waited(request, gateway, caller, admitted, options, min(seconds, _LONGEST_WAIT))

@@ -59,23 +59,23 @@ async def test_a_call_that_is_cancelled_leaves_nobody_another_s_reply(
 
     async def ask_and_leave(number: int) -> bool:
         task = asyncio.create_task(ask(number))
-        await asyncio.sleep(chance.random() * 0.06)
+        await asyncio.sleep(chance.random() * 0.15)
         task.cancel()
         with suppress(asyncio.CancelledError):
             return await task
         return False
 
     async def caller(first: int) -> list[bool]:
-        """Cancels 30 calls, and makes one that is not cancelled after each."""
+        """Cancels 10 calls, and makes one that is not cancelled after each."""
         left = []
-        for number in range(first, first + 30):
+        for number in range(first, first + 10):
             left.append(await ask_and_leave(number))
             assert await ask(-number)
         return left
 
-    answered = sum(await asyncio.gather(*(caller(30 * i) for i in range(10))), [])
+    answered = await asyncio.gather(*(caller(10 * i) for i in range(30)))
     await broker.close()
-    assert 0 < sum(answered) < 300
+    assert 0 < sum(map(sum, answered)) < 300
 
 
 async def test_many_calls_at_once_need_one_connection(redis_server: RedisServer, broker: Broker) -> None:
@@ -262,7 +262,7 @@ async def test_only_a_redis_that_keeps_all_keys_is_fit(redis_server: RedisServer
 async def test_a_redis_that_wants_a_password_is_unfit_without(tmp_path: Path) -> None:
     with RedisServer(tmp_path, password="secret") as server:
         stranger = Broker.open(f"redis://127.0.0.1:{server.port}/0")
-        with pytest.raises(BrokerUnfit, match="NOAUTH"):
+        with pytest.raises(BrokerUnfit, match="refuses access"):
             await check(stranger)
         await stranger.close()
         friend = Broker.open(server.url)
@@ -279,8 +279,13 @@ async def test_a_server_that_still_loads_is_waited_for(tmp_path: Path) -> None:
         broker = Broker.open(server.url)
         loading = asyncio.create_task(asyncio.to_thread(admin.execute_command, "DEBUG", "RELOAD"))
         with pytest.raises(BrokerUnavailable, match="LOADING"):
-            while True:
-                await broker.call("GET", "key:1")
+            await until_refused(broker)
         assert await patiently(lambda: broker.call("STRLEN", "key:1"), time.monotonic() + 20)
         await loading
         await broker.close()
+
+
+async def until_refused(broker: Broker) -> None:
+    """Ask for a key, again and again. Raises what the broker raises."""
+    while True:
+        await broker.call("GET", "key:1")

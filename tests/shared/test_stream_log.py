@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from fakeredis import FakeAsyncRedis, FakeServer
 
+from shared import keys
 from shared.broker import Broker
 from shared.cursor import START, Cursor
 from shared.events import RunAccepted, RunCompleted, RunFailed, RunQueued, RunStarted, RunStopped
@@ -495,4 +496,24 @@ async def test_what_is_written_is_published_in_the_same_call(redis_server: Redis
         published += parse_published((await connection.read_response(disable_decoding=True))[2])
     assert published == await log.read("r", Cursor(0, 1), 10)
     await connection.disconnect()
+    await broker.close()
+
+
+async def test_what_is_not_a_stream_is_as_good_as_gone(redis_server: RedisServer) -> None:
+    """RD4: somebody put a value of another type in its place; other runs are read all the same."""
+    broker = Broker.open(redis_server.url)
+    log = StreamLog(broker)
+    for run in ("r", "other"):
+        await log.create(new_run(run))
+    claim = await claimed(log)
+    await broker.call("SET", keys.stream("r"), "text", "PX", 60_000)
+    assert await log.read("r", START, 10) == []
+    lost, other = await log.last(["r", "other"])
+    assert lost is None
+    assert other is not None
+    assert (await answer_to(log, append_of(claim, texts(claim, "a")))).answer is Answer.GONE
+    assert (await log.renew([("r", claim.token, claim.attempt)]))[0] == Renewal(Answer.GONE)
+    assert await log.restore(claim, texts(claim, "a"), 60_000) is Answer.GONE
+    assert (await log.finish(Finish("r", "x", RunStopped(by="client")))).answer is Answer.GONE
+    assert (await look_at(log)).answer is Answer.GONE
     await broker.close()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.support.keys import keys_without_lifetime
+from tests.support.keys import keys_without_lifetime, prompts_of_ended_runs
 from tests.support.redis_server import RedisServer
 
 
@@ -50,3 +50,12 @@ def test_keys_without_lifetime_are_found(redis_server: RedisServer) -> None:
         assert keys_without_lifetime(client) == []
         client.set("for ever", 1)
         assert keys_without_lifetime(client) == ["for ever"]
+
+
+def test_prompts_of_ended_runs_are_found(redis_server: RedisServer) -> None:
+    with redis_server.client() as client:
+        for run in ("ended", "running"):
+            client.set(f"bff:{{{run}}}:r", "a prompt")
+            client.hset(f"bff:{{{run}}}:m", "accepted", "1")
+        client.hset("bff:{ended}:m", "end", "5-9")
+        assert prompts_of_ended_runs(client) == ["bff:{ended}:r"]

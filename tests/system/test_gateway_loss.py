@@ -81,7 +81,7 @@ class WholeFrames:
 
 async def test_a_gateway_told_to_end_breaks_no_frame_and_no_run(start_system: StartSystem) -> None:
     """Each of two gateways is replaced in turn under streams: nothing is lost, doubled or ended by it."""
-    system = start_system(gateways=2)
+    system = start_system(gateways=2, env={"BFF_HEARTBEAT": "0.5"})
     system.scripted.script("long", {"tokens": TOKENS, "pace": 0.01, "hold_after": 20})
     urls = [gateway.url for gateway in system.gateways]
     async with browser() as client:
@@ -161,9 +161,14 @@ async def test_fifty_posts_with_one_key_are_one_run_though_a_gateway_dies(start_
     speak_slowly(system)
     urls = [doomed.url, system.url]
     async with browser() as client:
-        results = await asyncio.gather(
-            *(asked_until_answered(client, urls[i % 2 :] + urls[: i % 2], "fifty") for i in range(50))
-        )
+        system.gateways[0].pause()
+        asking = [
+            asyncio.create_task(asked_until_answered(client, urls[i % 2 :] + urls[: i % 2], "fifty"))
+            for i in range(50)
+        ]
+        await eventually(lambda: not doomed.running, 15, "the doomed gateway has created the run")
+        system.gateways[0].resume()
+        results = await asyncio.gather(*asking)
     assert [result["text"] for result in results] == [TEXT] * 50
     assert len({result["id"] for result in results}) == 1
     assert len(system.scripted.calls("long")) == 1
@@ -176,11 +181,10 @@ async def test_a_post_repeated_after_a_lost_answer_is_the_same_run(start_system:
     port = httpx.URL(system.url).port
     assert port is not None
     with FaultProxy(port) as proxy:
+        urls = [f"http://127.0.0.1:{proxy.port}"]
         async with browser() as client:
             proxy.drop_next_reply()
-            results = await asyncio.gather(
-                *(asked_until_answered(client, [f"http://127.0.0.1:{proxy.port}"], "twenty") for _ in range(20))
-            )
+            results = await asyncio.gather(*(asked_until_answered(client, urls, "twenty") for _ in range(20)))
     assert [result["text"] for result in results] == [TEXT] * 20
     assert len({result["id"] for result in results}) == 1
     assert len(system.scripted.calls("long")) == 1

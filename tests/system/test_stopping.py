@@ -207,24 +207,19 @@ async def test_viewers_of_a_killed_gateway_count_no_longer_after_15_seconds(syst
             watching(client, system.url, silent) as hears,
         ):
             doomed.kill()
+            system.gateways.remove(doomed)
             killed = time.monotonic()
-            ended = Viewer()
-            try:
-                await ended_by_policy(client, system, alone)
-                waited = time.monotonic() - killed
-                await ended.watch(client, events_of(system.url, alone))
-            finally:
-                system.gateways.remove(doomed)
-            assert 9 < waited < 30
-            assert ended.types[-1] == "run.stopped"
+            await is_stopped(client, system, alone)
+            assert 9 < time.monotonic() - killed < 30
             assert stays.terminal is None
-            assert hears.comments >= 0
             assert hears.terminal is None
+        assert hears.comments >= 2
+        assert (await watched(client, system.url, alone)).types[-1] == "run.stopped"
         for run in (shared, silent):
             await stop(client, system.url, run)
 
 
-async def ended_by_policy(client: httpx.AsyncClient, system: System, run: str) -> None:
+async def is_stopped(client: httpx.AsyncClient, system: System, run: str) -> None:
     """Wait for the end without being a viewer."""
 
     async def stopped() -> bool:

@@ -34,7 +34,7 @@ async def broker(redis_server: RedisServer) -> AsyncIterator[Broker]:
 
 
 class Runs:
-    """Stands for the running set: carries what `carries` says, counts what is claimed at once."""
+    """Stands for the running set: carries what `carries` says, and each run once, as the log does."""
 
     def __init__(self) -> None:
         self.claimed: list[str] = []
@@ -43,9 +43,12 @@ class Runs:
         self.goes_on.set()
 
     async def start(self, run: str) -> bool:
+        if run in self.claimed:
+            return False
+        held = run in self.claimed
         self.claimed.append(run)
         await self.goes_on.wait()
-        return self.carries(run)
+        return self.carries(run) and not held
 
     def has(self, run: str) -> bool:
         return run in self.claimed
@@ -74,11 +77,10 @@ async def put(broker: Broker, *runs: str, hint: bool = True) -> None:
         await broker.call("DEL", keys.READY)
 
 
-async def queue_is_empty(broker: Broker) -> None:
-    async def empty() -> bool:
-        return await Queue(broker).length() == 0
-
-    await eventually(empty, 5, "the queue is empty")
+async def settled(broker: Broker, slots: Slots, free: int) -> None:
+    """Wait until nothing is queued and so many slots are free."""
+    await eventually(lambda: _length_is(broker, 0), 5, "the queue is empty")
+    await eventually(lambda: slots.free == free, 5, f"{free} slots are free (there are {slots.free})")
 
 
 def arq_pool(broker: Broker) -> ArqRedis:
@@ -93,8 +95,8 @@ async def test_a_run_that_is_carried_keeps_its_slot(broker: Broker, runs: Runs) 
     slots = Slots(3)
     async with taking(broker, slots, runs):
         await put(broker, "a")
-        await queue_is_empty(broker)
-        assert (runs.claimed, slots.free) == (["a"], 2)
+        await settled(broker, slots, 2)
+        assert runs.claimed == ["a"]
         slots.release()
     assert slots.free == 3
 
@@ -104,17 +106,16 @@ async def test_what_is_not_carried_gives_its_slot_back(broker: Broker, runs: Run
     runs.carries = lambda run: run == "c"
     async with taking(broker, slots, runs):
         await put(broker, "a", "b", "c")
-        await queue_is_empty(broker)
-    assert (sorted(runs.claimed), slots.free) == (["a", "b", "c"], 0)
+        await settled(broker, slots, 0)
+    assert sorted(runs.claimed) == ["a", "b", "c"]
 
 
 async def test_no_more_jobs_leave_the_queue_than_there_are_slots(broker: Broker, runs: Runs) -> None:
     slots = Slots(2)
     async with taking(broker, slots, runs):
         await put(broker, *"abcde")
-        await eventually(lambda: slots.free == 0, 5, "it is full")
-        assert len(runs.claimed) == 2
-        assert await Queue(broker).length() == 3
+        await eventually(lambda: len(runs.claimed) == 2, 5, "it is full")
+        await eventually(lambda: _length_is(broker, 3), 5, "the rest waits")
         slots.release()
         await eventually(lambda: len(runs.claimed) == 3, 5, "the next is taken")
 
@@ -143,11 +144,12 @@ async def test_a_hint_that_cannot_be_used_is_for_others(broker: Broker, runs: Ru
 
 async def test_a_hint_for_a_job_that_is_taken_costs_nothing(broker: Broker, runs: Runs) -> None:
     slots = Slots(2)
+    runs.carries = lambda run: run == "a"
     await broker.call("RPUSH", keys.READY, "nothing:1", "nothing:1", b"\xff")
     async with taking(broker, slots, runs):
         await put(broker, "a")
-        await queue_is_empty(broker)
-    assert (runs.claimed, slots.free) == (["a"], 1)
+        await settled(broker, slots, 1)
+    assert runs.has("a")
 
 
 async def test_a_job_that_both_ways_find_is_started_once(broker: Broker, runs: Runs) -> None:
@@ -157,8 +159,8 @@ async def test_a_job_that_both_ways_find_is_started_once(broker: Broker, runs: R
     for _ in range(3):
         assert slots.reserve()
     await asyncio.gather(*(worker.start_reserved(b"a:1") for _ in range(3)), worker.start_jobs([b"a:1"]))
-    await queue_is_empty(broker)
-    assert (runs.claimed, slots.free) == (["a"], 4)
+    await settled(broker, slots, 4)
+    assert runs.claimed == ["a"]
 
 
 async def test_a_failed_start_gives_its_slot_back_and_ends_the_loop(broker: Broker, runs: Runs) -> None:
@@ -187,7 +189,7 @@ async def test_it_goes_on_when_its_connections_were_cut(
             await asyncio.to_thread(_put_directly, redis_server, run)
             await eventually(partial(runs.has, run), 10, "the run is claimed")
             slots.release()
-    assert sorted(set(runs.claimed)) == sorted(runs.claimed)
+        await settled(broker, slots, 3)
 
 
 async def test_shutting_down_waits_for_what_is_being_claimed(broker: Broker, runs: Runs) -> None:
@@ -280,6 +282,10 @@ class _Broken:
 
 async def _blocked_clients(broker: Broker) -> bool:
     return b"blocked_clients:1" in await broker.call("INFO", "clients")
+
+
+async def _length_is(broker: Broker, length: int) -> bool:
+    return await Queue(broker).length() == length
 
 
 async def _hints(broker: Broker) -> list[bytes]:

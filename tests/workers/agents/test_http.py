@@ -450,13 +450,13 @@ async def test_a_connection_is_kept_when_the_body_ends_behind_the_last_word(agen
 
     async def chunked(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal connections
-        connections += 1
+        connections += 1  # whose first request has been read
         while True:
-            await reader.readuntil(b"}]")
             head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
             writer.write(head + b"9\r\ndata: 1\n\n\r\n")
             await asyncio.sleep(0.02)
             writer.write(b"0\r\n\r\n")
+            await reader.readuntil(b"}]")
 
     async with serve(chunked) as server:
         for _ in range(3):
