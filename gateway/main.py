@@ -109,7 +109,7 @@ async def open_gateway(
         )
         queue = Queue(queue_broker)
         index = RunIndex(broker, round(settings.retention * 1000))
-        stopper = Stopper(stream_log, index, broker)
+        stopper = Stopper(stream_log, index, queue, broker)
         hub = Hub(
             stream_log,
             broker,

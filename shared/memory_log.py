@@ -145,10 +145,11 @@ class MemoryLog:
             return _misplaced(run.last, finish.attempt, finish.expected)
         at = run.last.next()
         run.stream.append(Entry(at, finish.event.type, dump(finish.event)))
+        job = run.meta.get("job", "")
         run.meta |= {"end": str(at), "end_type": finish.event.type, "ended_by": finish.token}
         self._forget(run, "due", "suspect", "job")
         run.lease = run.request = None
-        return Reply(Answer.OK, str(at))
+        return Reply(Answer.OK, str(at), job)
 
     async def give_back(self, run: str, token: str, attempt: int, delay_ms: int, counts: bool) -> Answer:
         found = self.runs.get(run)
@@ -157,11 +158,11 @@ class MemoryLog:
         meta = found.meta
         if "end" in meta:
             return Answer.ENDED
-        if (meta["token"], meta["attempt"]) != (token, str(attempt)):
+        if (meta.get("token"), meta["attempt"]) != (token, str(attempt)):
             return Answer.FENCED
         found.lease = None
         meta["due"] = str(self._clock() + delay_ms)
-        self._forget(found, "suspect", "job")
+        self._forget(found, "suspect", "job", "token")
         if not counts:
             meta["attempts"] = str(int(meta["attempts"]) - 1)
         return Answer.OK
@@ -175,6 +176,8 @@ class MemoryLog:
         if self.server_id == claim.server_id:
             return Answer.GONE
         run = self.runs[claim.run] = _Run([*claim.head, *entries], dict(claim.meta), claim.request)
+        if any(entry.visible for entry in entries):
+            run.meta["visible"] = "1"
         self._forget(run, "due", "suspect", "job")
         run.lease = (claim.token, self._clock() + self._lease_ms)
         return Answer.OK
@@ -241,6 +244,8 @@ class MemoryLog:
             return Reply(Answer.ENDED, run.meta["end"])
         if run is None or not run.stream:
             return Reply(Answer.GONE)
+        if _given_back(run, append.attempt, append.token):
+            return Reply(Answer.FENCED, str(run.last))
         if run.last != append.expected:
             return _misplaced(run.last, append.attempt, append.expected)
         run.stream.extend(append.entries)
@@ -260,7 +265,7 @@ class MemoryLog:
             return Renewal(Answer.ENDED)
         if run is None or not run.stream:
             return Renewal(Answer.GONE)
-        if run.last.attempt > attempt:
+        if run.last.attempt > attempt or _given_back(run, attempt, token):
             return Renewal(Answer.FENCED)
         now = self._clock()
         run.lease = (token, now + self._lease_ms)
@@ -316,6 +321,11 @@ class MemoryLog:
     def _forget(run: _Run, *names: str) -> None:
         for name in names:
             run.meta.pop(name, None)
+
+
+def _given_back(run: _Run, attempt: int, token: str) -> bool:
+    """Whether the attempt is the newest one, but its owner has let it go."""
+    return run.meta.get("attempt") == str(attempt) and run.meta.get("token") != token
 
 
 def _misplaced(last: Cursor, attempt: int, expected: Cursor) -> Reply:

@@ -13,15 +13,17 @@ from shared import keys
 from shared.broker import Broker
 from shared.events import Terminal
 from shared.index import RunIndex
+from shared.jobs import Queue
 from shared.stream_log import Answer, Finish, Log, Reply
 
 
 class Stopper:
     """Writes the end of runs on behalf of clients, policies and the sweep."""
 
-    def __init__(self, log: Log, index: RunIndex, broker: Broker) -> None:
+    def __init__(self, log: Log, index: RunIndex, queue: Queue, broker: Broker) -> None:
         self._log = log
         self._index = index
+        self._queue = queue
         self._broker = broker
 
     async def end(self, run: str, event: Terminal, *, unless_held: bool = False) -> Reply:
@@ -31,4 +33,6 @@ class Stopper:
             await self._index.close(run)
         if reply.answer is Answer.OK:
             await self._broker.call("PUBLISH", keys.STOPS, run)
+        if reply.job:
+            await self._queue.take_off(reply.job.encode())
         return reply

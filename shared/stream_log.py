@@ -146,10 +146,11 @@ class Claim:
 
 
 class Reply(NamedTuple):
-    """A script's answer, and the id or number that came with it."""
+    """A script's answer, and the id that came with it; `job` is one that still stood for an ended run."""
 
     answer: Answer
     detail: str = ""
+    job: str = ""
 
     @property
     def last(self) -> Cursor:
@@ -288,8 +289,8 @@ class StreamLog:
         self._suspect_ms = round(suspect_for * 1000)
         self._viewer_ms = round(viewer_counts * 1000)
         self._max_attempts = max_attempts
-        full = ("renew", "finish", "look", "give_back", "erase", "note_job")
-        names = (*full, "create", "claim", "append", "restore", "watch")
+        full = ("renew", "finish", "look", "give_back", "erase", "note_job", "watch")
+        names = (*full, "create", "claim", "append", "restore")
         self._scripts = {
             name: load_script(name, allow_oom=name in full, with_flags=script_flags) for name in names
         }
@@ -384,7 +385,8 @@ class StreamLog:
         return _ANSWERS[reply[0]]
 
     async def restore(self, claim: Claim, entries: Sequence[Entry], lifetime_ms: int) -> Answer:
-        meta = [part for pair in claim.meta.items() for part in pair]
+        shown = {"visible": "1"} if any(entry.visible for entry in entries) else {}
+        meta = [part for pair in {**claim.meta, **shown}.items() for part in pair]
         reply = await self._run(
             "restore",
             claim.run,
@@ -412,7 +414,8 @@ class StreamLog:
         return reply[1].decode() if reply[0] == b"OK" else None
 
     async def watch(self, runs: Sequence[str], gateway: str) -> None:
-        await self._broker.run_all([self._call("watch", run, gateway, "1") for run in runs])
+        for reply in await self._broker.run_all([self._call("watch", run, gateway, "1") for run in runs]):
+            raised(reply)
 
     async def leave(self, run: str, gateway: str) -> None:
         await self._run("watch", run, gateway, "")
@@ -476,7 +479,7 @@ def _reply(reply: Any) -> Reply | BrokerError:
     if isinstance(reply, BrokerError):
         return reply
     answer = _ANSWERS[reply[0]]
-    return Reply(answer, reply[1].decode()) if len(reply) > 1 else Reply(answer)
+    return Reply(answer, *(part.decode() for part in reply[1:]))
 
 
 def _renewal(reply: Any) -> Renewal | BrokerError:

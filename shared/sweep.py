@@ -17,7 +17,7 @@ import time
 from shared import keys
 from shared.broker import Broker
 from shared.endings import expired, interrupted, overdue, poisoned
-from shared.errors import BrokerError
+from shared.errors import BrokerError, BrokerFull
 from shared.index import RunIndex
 from shared.jobs import Queue
 from shared.stopping import Stopper
@@ -102,8 +102,11 @@ class Sweep:
     async def _mine(self) -> bool:
         """Whether this process is the one that sweeps."""
         lifetime_ms = round(self._every * 4000)
-        if await self._broker.call("SET", keys.SWEEP, self._name, "NX", "PX", lifetime_ms):
-            return True
+        try:
+            if await self._broker.call("SET", keys.SWEEP, self._name, "NX", "PX", lifetime_ms):
+                return True
+        except BrokerFull:
+            return True  # several at a time do no harm, and runs have to end also without memory
         holder = await self._broker.call("GET", keys.SWEEP)
         if holder != self._name.encode():
             return False
@@ -143,7 +146,10 @@ class Sweep:
             if queued.get(run):
                 self._unqueued.pop(run, None)
             elif not look.job or now - self._unqueued.setdefault(run, now) >= JOB_LEFT_FOR:
-                await self._put(run, look.started)
+                try:
+                    await self._put(run, look.started)
+                except BrokerFull as error:
+                    run_log(log, run).warning("cannot be queued: %s", error)
 
     async def _put(self, run: str, started: bool) -> None:
         job = await self._log.note_job(run)

@@ -59,7 +59,8 @@ async def run_worker(settings: Settings, config: Config) -> None:
             max_attempts=settings.max_attempts,
         )
         index = RunIndex(broker, round(settings.retention * 1000))
-        stopper = Stopper(log_, index, broker)
+        queue = Queue(queue_broker)
+        stopper = Stopper(log_, index, queue, broker)
         slots = Slots(settings.max_runs)
         running = RunningSet(
             log_,
@@ -77,7 +78,7 @@ async def run_worker(settings: Settings, config: Config) -> None:
             lambda: None,
             sharded=False,
         )
-        sweep = Sweep(log_, index, Queue(queue_broker), stopper, broker, every=settings.sweep_every)
+        sweep = Sweep(log_, index, queue, stopper, broker, every=settings.sweep_every)
         intake = Intake(queue_broker, slots, running.start)
         tasks = [asyncio.create_task(work) for work in (running.run(), ends.run(), sweep.run(), intake.run())]
         await ends.add(keys.STOPS, settings.redis_timeout)

@@ -47,6 +47,8 @@ class Outbox:
         self.claim = claim
         self.full_since: float | None = None
         """Since when Redis has refused this run's events for want of memory."""
+        self.sealed = False
+        """Whether the terminal event has been written."""
         self._wake = wake
         self._limit_bytes = limit_bytes
         self._entries: list[Entry] = [claim.started]
@@ -73,6 +75,11 @@ class Outbox:
     def visible(self) -> bool:
         """Whether anything a person sees was put in."""
         return self._visible
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nothing was put in."""
+        return len(self._entries) == 1 and not self._waiting
 
     @property
     def idle(self) -> bool:
@@ -152,6 +159,7 @@ class Outbox:
 
     def seal(self, end: Cursor) -> None:
         """The terminal event stands at `end`, behind everything."""
+        self.sealed = True
         self._go_on_after(end)
 
     def _go_on_after(self, last: Cursor) -> None:

@@ -25,11 +25,13 @@ TRIES = 5
 
 
 class GivenBack(Exception):
-    """The agent asks for a pause that is better spent outside of a slot; `delay` in seconds."""
+    """The run goes on in another attempt: the agent asks for a pause that is better spent outside of a
+    slot, or has begun and must begin again. `delay` in seconds; `counts` when it is an attempt used up."""
 
-    def __init__(self, delay: float) -> None:
+    def __init__(self, delay: float, *, counts: bool) -> None:
         super().__init__(f"again in {delay:g} s")
         self.delay = delay
+        self.counts = counts
 
 
 @dataclass(frozen=True)
@@ -157,8 +159,10 @@ class Relay:
             pause = 0.25 * 2**tries * random.uniform(0.5, 1.5)  # noqa: S311 - spreads load
         if asyncio.get_running_loop().time() + pause > self._run_deadline:
             raise error
+        if not self._outbox.untouched:
+            raise GivenBack(pause, counts=True)
         if pause > LONGEST_WAIT:
-            raise GivenBack(pause)
+            raise GivenBack(pause, counts=False)
         try:
             async with asyncio.timeout(pause):
                 await self._stopped.wait()

@@ -7,7 +7,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from shared.broker import patiently
@@ -19,8 +19,9 @@ from shared.events import RunFailed, RunIds, RunStopped, Terminal
 from shared.failpoints import failpoint
 from shared.index import RunIndex
 from shared.stopping import Stopper
-from shared.stream_log import Answer, Claim, Entry, Finish, Log
+from shared.stream_log import Answer, Claim, Log
 from shared.telemetry import run_log
+from workers.closing import Closing
 from workers.outbox import Left, Outbox, StorageFull
 from workers.relay import GivenBack, Line, Relay
 from workers.slots import Slots
@@ -31,11 +32,15 @@ log = logging.getLogger(__name__)
 CLAIM_PATIENCE = 2.0
 """Seconds for which a claim without a reply is repeated; the same token gets the same claim."""
 
-AFTER_FINISH = 5.0
-"""Seconds for which an ended run is kept, in case Redis loses its end (W5)."""
+GIVE_BACK_PATIENCE = 2.0
+"""Seconds for which handing a run back is repeated while Redis is out."""
 
-OUTAGE_PATIENCE = 60.0
-"""Seconds beyond a run's deadline for which its end waits for Redis."""
+VIEWERS_KNOWN_AFTER = 8.0
+"""Seconds after an outage of Redis in which nothing is concluded from missing viewers: the gateways tell
+about them every 5 s."""
+
+SIDE_PATIENCE = 6.0
+"""Seconds for which a worker that shuts down waits for calls on the side, such as an agent's stop."""
 
 Aside = Callable[[Coroutine[Any, Any, None]], None]
 Lines = Callable[[Claim, Callable[[RunIds], None], Aside], Line | None]
@@ -48,8 +53,6 @@ class _Running:
     outbox: Outbox
     relay: Relay | None = None
     task: asyncio.Task[None] | None = None
-    ended_at: float = field(default=0.0)
-    terminal: Terminal | None = None
 
 
 class RunningSet:
@@ -77,7 +80,8 @@ class RunningSet:
         self._max_stream_bytes = max_stream_bytes
         self._writer = Writer(log_, index, self._renew)
         self._running: dict[str, _Running] = {}
-        self._ended: dict[str, _Running] = {}
+        self._closing = Closing(log_, index, self._writer)
+        self._steady_since = -VIEWERS_KNOWN_AFTER
         self._side_tasks: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
@@ -88,7 +92,7 @@ class RunningSet:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._writer.run())
             group.create_task(self._renew_for_ever())
-            group.create_task(self._guard_ended())
+            group.create_task(self._closing.guard())
 
     async def start(self, run: str) -> bool:
         """Claim the run and carry it; its slot is released at its end.
@@ -126,6 +130,8 @@ class RunningSet:
         if left:
             log.info("%d runs are handed back", len(left))
             await asyncio.wait([running.task for running in left if running.task], timeout=10)
+        if self._side_tasks:
+            await asyncio.wait(self._side_tasks, timeout=SIDE_PATIENCE)
 
     async def _carry(self, running: _Running) -> None:
         """One attempt. Never raises: whatever goes wrong becomes the run's end, and a line in the log."""
@@ -135,7 +141,7 @@ class RunningSet:
         try:
             terminal = await self._attempt(running)
             if terminal is not None:
-                await self._finish(running, terminal)
+                await self._closing.end(running.outbox, terminal, self._deadline(running.claim))
                 tell.info("%s", terminal.type)
         except Left as left:
             tell.info("left: %s", left.answer.value)
@@ -163,7 +169,7 @@ class RunningSet:
         try:
             return await running.relay.carry()
         except GivenBack as back:
-            await self._give_back(claim, back.delay, counts=False)
+            await self._give_back(claim, back.delay, counts=back.counts)
             return None
         except StorageFull:
             return RunFailed(code="storage_full", message="There is no memory left for this answer.")
@@ -177,34 +183,10 @@ class RunningSet:
 
     async def _give_back(self, claim: Claim, delay: float, *, counts: bool) -> None:
         delay_ms = round(delay * 1000)
-        await self._log.give_back(claim.run, claim.token, claim.attempt, delay_ms, counts)
-
-    async def _finish(self, running: _Running, terminal: Terminal) -> None:
-        """Write the terminal event behind everything else; it is repeated until it is there."""
-        outbox, claim = running.outbox, running.claim
-        remaining = self._deadline(claim) - asyncio.get_running_loop().time()
-        until = time.monotonic() + max(remaining, 0) + OUTAGE_PATIENCE
-        while True:
-            if not isinstance(terminal, RunFailed) or terminal.code != "storage_full":
-                await outbox.flushed()
-            failpoint("before_finish")
-            finish = Finish(claim.run, claim.token, terminal, claim.attempt, outbox.expected)
-            reply = await patiently(lambda finish=finish: self._log.finish(finish), until)  # type: ignore[misc]  # mypy cannot infer a lambda with a default
-            match reply.answer:
-                case Answer.OK:
-                    break
-                case Answer.DUP | Answer.REWIND:
-                    outbox.go_to(reply.last)
-                case Answer.GONE:
-                    await self._writer.restore(outbox)
-                    outbox.check()
-                case _:
-                    raise Left(reply.answer)
-        failpoint("after_finish")
-        running.terminal, running.ended_at = terminal, time.monotonic()
-        outbox.seal(reply.last)
-        self._ended[claim.run] = running
-        await self._index.close(claim.run)
+        await patiently(
+            lambda: self._log.give_back(claim.run, claim.token, claim.attempt, delay_ms, counts),
+            time.monotonic() + GIVE_BACK_PATIENCE,
+        )
 
     async def _finish_badly(self, running: _Running) -> None:
         event = RunFailed(code="internal", message="Something went wrong inside the service.", retryable=True)
@@ -273,11 +255,12 @@ class RunningSet:
                 await asyncio.sleep(self._renew_every)
             except BrokerError as error:
                 log.warning("leases could not be renewed: %s", error)
+                self._steady_since = time.monotonic()
                 await asyncio.sleep(0.2)
 
     async def _renew(self) -> None:
         """Renew all leases, and act on what the log says of each run."""
-        running = list(self._running.values())
+        running = [one for one in self._running.values() if not one.outbox.sealed]
         owners = [(one.claim.run, one.claim.token, one.claim.attempt) for one in running]
         for one, renewal in zip(running, await self._log.renew(owners), strict=True):
             if isinstance(renewal, BrokerUnavailable):
@@ -288,6 +271,7 @@ class RunningSet:
                 self._check_last(one, renewal.last)
                 await self._check_viewers(one, renewal.idle_ms)
             elif renewal.answer is Answer.GONE:
+                self._steady_since = time.monotonic()
                 await self._writer.restore(one.outbox)
             else:
                 self._leave(one, Left(renewal.answer))
@@ -299,38 +283,12 @@ class RunningSet:
 
     async def _check_viewers(self, running: _Running, idle_ms: int) -> None:
         meta = running.claim.meta
+        if time.monotonic() - self._steady_since < VIEWERS_KNOWN_AFTER:
+            return
         if meta.get("on_disconnect") in ("cancel", "linger") and idle_ms > int(meta.get("linger_ms", "0")):
             event = RunStopped(by="policy", reason="Nobody watches this run any more.")
             await self._stopper.end(running.claim.run, event)
             self.hear_end(running.claim.run)
-
-    async def _guard_ended(self) -> None:
-        """Look whether the ends of the last seconds are still there, and write again what is not."""
-        while True:
-            await asyncio.sleep(1.0)
-            now = time.monotonic()
-            for run in [run for run, one in self._ended.items() if now - one.ended_at > AFTER_FINISH]:
-                del self._ended[run]
-            ended = list(self._ended.values())
-            try:
-                newest = await self._log.last([one.claim.run for one in ended])
-                for one, entry in zip(ended, newest, strict=True):
-                    if entry is None or entry.cursor < one.outbox.expected:
-                        await self._end_again(one, entry)
-            except BrokerError as error:
-                log.info("ended runs could not be looked at: %s", error)
-
-    async def _end_again(self, running: _Running, newest: Entry | None) -> None:
-        assert running.terminal is not None
-        run_log(log, running.claim.run).warning("Redis lost its end, writing it again")
-        running.outbox.go_to(newest.cursor if newest else running.outbox.entries[-1].cursor)
-        try:
-            await self._finish(running, running.terminal)
-        except Left as left:
-            run_log(log, running.claim.run).info(
-                "its end was written by somebody else: %s", left.answer.value
-            )
-            self._ended.pop(running.claim.run, None)
 
 
 class _Draining(Exception):

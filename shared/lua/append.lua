@@ -1,9 +1,10 @@
 -- channel, token, attempt, expected last id, lease ms, '1' when something visible is in it, id, type, data, ...
 -- OK | DUP last | REWIND last | FENCED last | ENDED end | GONE
-local m = meta('end', 'attempt', 'suspect', 'due', 'visible')
+local m = meta('end', 'attempt', 'suspect', 'due', 'visible', 'token')
 if m[1] then return { 'ENDED', m[1] } end
 local last = newest()
 if not last then return { 'GONE' } end
+if m[2] == ARGV[3] and m[6] ~= ARGV[2] then return { 'FENCED', last } end -- given back
 if last ~= ARGV[4] then return misplaced(last, ARGV[3], ARGV[4]) end
 for i = 7, #ARGV, 3 do
   redis.call('XADD', STREAM, 'NOMKSTREAM', ARGV[i], 't', ARGV[i + 1], 'd', ARGV[i + 2])

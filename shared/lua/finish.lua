@@ -1,6 +1,6 @@
 -- channel, token, attempt or '', expected last id or '', type, data, '1' when a held run is left alone
--- OK id | DUP last | REWIND last | FENCED last | ENDED end | HELD | GONE
-local m = meta('end', 'ended_by', 'retention_ms')
+-- OK id job | DUP last | REWIND last | FENCED last | ENDED end | HELD | GONE
+local m = meta('end', 'ended_by', 'retention_ms', 'job')
 if m[1] then return { m[2] == ARGV[2] and 'OK' or 'ENDED', m[1] } end
 local last = newest()
 if not last or not m[3] then return { 'GONE' } end
@@ -16,4 +16,4 @@ for _, key in ipairs({ STREAM, META, VIEWERS }) do
   redis.call('PEXPIRE', key, m[3])
 end
 publish(id .. '\n' .. ARGV[5] .. '\n' .. ARGV[6])
-return { 'OK', id }
+return { 'OK', id, m[4] or '' }

@@ -1,11 +1,12 @@
 -- channel, token, attempt, lease ms, how long a viewer counts ms
 -- OK last idle-ms | FENCED last | ENDED end | GONE
 -- idle-ms: since the last viewer left, or -1 while somebody watches
-local m = meta('end', 'suspect', 'due', 'left', 'accepted')
+local m = meta('end', 'suspect', 'due', 'left', 'accepted', 'attempt', 'token')
 if m[1] then return { 'ENDED', m[1] } end
 local last = newest()
 if not last then return { 'GONE' } end
 if less(ARGV[3], (split(last))) then return { 'FENCED', last } end
+if m[6] == ARGV[3] and m[7] ~= ARGV[2] then return { 'FENCED', last } end -- given back
 redis.call('SET', LEASE, ARGV[2], 'PX', ARGV[4])
 if m[2] or m[3] then redis.call('HDEL', META, 'suspect', 'due') end
 local t = now()

@@ -80,7 +80,7 @@ async def test_nothing_that_a_run_leaves_stays(redis_server: RedisServer) -> Non
         claim = await log.claim(RUN, "token")
         assert isinstance(claim, Claim)
         check_keys(admin)
-        await Stopper(log, index, broker).end(RUN, RunCompleted(finish_reason="stop"))
+        await Stopper(log, index, Queue(broker), broker).end(RUN, RunCompleted(finish_reason="stop"))
         check_keys(admin)
         left = {str(key)[-1] for key in admin.scan_iter("bff:{*")}
         assert left == {"s", "m", "v"}, "neither lease nor prompt outlive the run"

@@ -12,6 +12,7 @@ from shared.broker import Broker
 from shared.endings import interrupted
 from shared.events import RunAccepted, RunStopped
 from shared.index import RunIndex
+from shared.jobs import Queue
 from shared.stopping import Stopper
 from shared.stream_log import Answer, NewRun, StreamLog
 from shared.subscription import Subscription
@@ -26,7 +27,8 @@ class House:
 
     def __init__(self, broker: Broker) -> None:
         self.log, self.index = StreamLog(broker), RunIndex(broker, 60_000)
-        self.stopper = Stopper(self.log, self.index, broker)
+        self.queue = Queue(broker)
+        self.stopper = Stopper(self.log, self.index, self.queue, broker)
         self.heard: list[str] = []
         self.ends = Subscription(
             broker, lambda _, run: self.heard.append(run.decode()), lambda: None, sharded=False
@@ -78,3 +80,16 @@ async def test_a_run_that_somebody_carries_can_be_left_alone(house: House) -> No
 async def test_what_is_not_there_cannot_be_ended(house: House) -> None:
     assert (await house.stopper.end("other", STOPPED)).answer is Answer.GONE
     assert house.heard == []
+
+
+async def test_a_run_that_ends_while_it_waits_leaves_no_job_behind(
+    house: House, redis_server: RedisServer
+) -> None:
+    """Jobs that nobody waits for would count as a backlog."""
+    queue = house.queue
+    look = (await house.log.meta(["r"]))[0]
+    await queue.put("r", look["job"], 1, 60_000)
+    await house.stopper.end("r", STOPPED)
+    assert await queue.length() == 0
+    with redis_server.client() as client:
+        assert list(client.scan_iter("arq:job:*")) == []

@@ -303,7 +303,7 @@ async def test_finish_of_a_relay_names_what_it_expects(log: Log) -> None:
 async def test_a_run_that_never_started_ends_in_attempt_zero(log: Log) -> None:
     await log.create(new_run())
     reply = await log.finish(Finish("r", "gateway", RunStopped(by="client")))
-    assert reply == Reply(Answer.OK, "0-2")
+    assert (reply.answer, reply.detail) == (Answer.OK, "0-2")
 
 
 async def test_the_request_is_gone_with_the_end(log: Log) -> None:
@@ -517,3 +517,31 @@ async def test_what_is_not_a_stream_is_as_good_as_gone(redis_server: RedisServer
     assert (await log.finish(Finish("r", "x", RunStopped(by="client")))).answer is Answer.GONE
     assert (await look_at(log)).answer is Answer.GONE
     await broker.close()
+
+
+async def test_a_renewal_behind_a_give_back_takes_nothing_back(log: Log) -> None:
+    await log.create(new_run())
+    claim = await claimed(log)
+    await log.give_back("r", claim.token, claim.attempt, 60_000, False)
+    assert (await log.renew([("r", claim.token, claim.attempt)]))[0] == Renewal(Answer.FENCED)
+    assert (await answer_to(log, append_of(claim, texts(claim, "a")))).answer is Answer.FENCED
+    assert (await look_at(log)).answer is Answer.LATER
+
+
+async def test_the_end_of_a_run_that_waits_names_its_job(log: Log) -> None:
+    created = await log.create(new_run())
+    ended = await log.finish(Finish("r", "gateway", RunStopped(by="client")))
+    assert ended.job == created.job
+    assert (await log.finish(Finish("r", "gateway", RunStopped(by="client")))).job == ""
+
+
+async def test_what_was_shown_is_known_after_a_restore(log: Log) -> None:
+    await log.create(new_run())
+    claim = await claimed(log)
+    if isinstance(log, MemoryLog):
+        log.runs.clear()
+    else:
+        assert isinstance(log, StreamLog)
+        await log._broker.call("FLUSHDB")
+    await log.restore(replace(claim, server_id="another"), [claim.started, *texts(claim, "a")], 60_000)
+    assert (await log.meta(["r"]))[0]["visible"] == "1"

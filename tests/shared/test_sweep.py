@@ -32,7 +32,7 @@ class House:
         self.broker = broker
         self.log = StreamLog(broker, lease=LEASE, suspect_for=0.1, max_attempts=2)
         self.index, self.queue = RunIndex(broker, 60_000), Queue(broker)
-        self.stopper = Stopper(self.log, self.index, broker)
+        self.stopper = Stopper(self.log, self.index, Queue(broker), broker)
         self.sweep = self.new_sweep()
 
     def new_sweep(self) -> Sweep:
@@ -255,3 +255,17 @@ async def test_one_process_sweeps_and_another_follows(house: House) -> None:
 async def _is_another(holder: Any) -> bool:
     name = await holder()
     return name is not None and name != b"a process that died"
+
+
+async def test_runs_end_also_while_redis_has_no_memory(house: House, redis_server: RedisServer) -> None:
+    """G4: what ends a run needs none, and neither does who looks for it."""
+    await house.accept(queue=False, queue_ms=1)
+    sweeping = asyncio.create_task(house.sweep.run())
+    with redis_server.client() as client:
+        client.config_set("maxmemory", 1)
+        try:
+            await eventually(house.end, 5, "the run has ended")
+        finally:
+            client.config_set("maxmemory", 0)
+            sweeping.cancel()
+            await asyncio.wait([sweeping])

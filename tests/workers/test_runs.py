@@ -13,11 +13,12 @@ from shared.broker import Broker
 from shared.config import Timeouts
 from shared.conversations import Conversations
 from shared.cursor import START
-from shared.errors import BrokerUnavailable
+from shared.errors import BrokerError, BrokerUnavailable
 from shared.events import RunAccepted
 from shared.index import RunIndex
+from shared.jobs import Queue
 from shared.stopping import Stopper
-from shared.stream_log import Claim, Entry, Finish, NewRun, Reply, StreamLog
+from shared.stream_log import Claim, Entry, Finish, NewRun, Renewal, Reply, StreamLog
 from tests.support.redis_server import RedisServer
 from tests.support.wait import eventually
 from tests.workers.fake_agents import END, SILENCE, Answering, Dialect, text
@@ -37,6 +38,13 @@ class FaultyLog(StreamLog):
         self.goes_on = asyncio.Event()
         self.goes_on.set()
         self.refused_ends = 0
+        self.refused_renewals = 0
+
+    async def renew(self, owners: Sequence[tuple[str, str, int]]) -> list[Renewal | BrokerError]:
+        if self.refused_renewals:
+            self.refused_renewals -= 1
+            raise BrokerUnavailable("out")
+        return await super().renew(owners)
 
     async def last(self, runs: Sequence[str]) -> list[Entry | None]:
         self.looks_at.append(list(runs))
@@ -62,7 +70,7 @@ class House:
         self.running = RunningSet(
             self.log,
             index,
-            Stopper(self.log, index, broker),
+            Stopper(self.log, index, Queue(broker), broker),
             Conversations(broker),
             lambda claim, remember, aside: Line(
                 dialect=Dialect,
@@ -74,7 +82,7 @@ class House:
                 aside=aside,
             ),
             self.slots,
-            renew_every=60,
+            renew_every=0.05,
             max_stream_bytes=1 << 20,
         )
 
@@ -197,3 +205,18 @@ async def test_what_cannot_be_finished_is_handed_over(
         claim = await house.log.claim("a", "another")
         assert isinstance(claim, Claim)
         assert claim.meta["attempts"] == "1"
+
+
+async def test_a_run_that_nobody_watches_is_stopped_by_its_policy(house: House) -> None:
+    await house.start("a", Answering(text("hello"), SILENCE), on_disconnect="cancel", linger_ms="50")
+    await eventually(lambda: house.ended("a"), 5, "it is stopped")
+    assert (await house.types("a"))[-1] == "run.stopped"
+
+
+async def test_nothing_is_concluded_from_missing_viewers_right_after_an_outage(house: House) -> None:
+    """Redis may have lost them, or they could not be told; gateways tell again within seconds."""
+    house.log.refused_renewals = 1
+    await eventually(lambda: house.log.refused_renewals == 0, 5, "Redis was out")
+    await house.start("a", Answering(text("hello"), SILENCE), on_disconnect="cancel", linger_ms="50")
+    await asyncio.sleep(0.5)
+    assert not await house.ended("a")
