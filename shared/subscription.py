@@ -8,16 +8,17 @@ connection, which keeps URL, access and TLS in one place. What a channel says is
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
 from collections.abc import Callable
 from typing import Any
 
-from redis.asyncio import Connection
 from redis.exceptions import RedisError
 
 from shared.broker import Broker
+from shared.wire import Line
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class Subscription:
         self._prefix = "S" if sharded else ""
         self._channels: set[str] = set()
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
-        self._connection: Connection | None = None
+        self._line: Line | None = None
         self._heard = 0.0
 
     async def add(self, channel: str, timeout: float) -> None:
@@ -59,7 +60,7 @@ class Subscription:
         confirmed = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(channel, []).append(confirmed)
         try:
-            await self._send("SUBSCRIBE", channel)
+            self._send("SUBSCRIBE", channel)
             async with asyncio.timeout(timeout):
                 await confirmed
         except TimeoutError:
@@ -70,58 +71,50 @@ class Subscription:
         self._channels.discard(channel)
         for future in self._waiting.pop(channel, ()):
             future.cancel()
-        await self._send("UNSUBSCRIBE", channel)
+        self._send("UNSUBSCRIBE", channel)
 
     async def run(self) -> None:
         """Hold the connection until cancelled."""
         pause = 0.05
         while True:
-            connection = self._broker.connection()
+            self._heard = time.monotonic()
             try:
-                await self._follow(connection)
+                await self._follow()
             except (RedisError, OSError, TimeoutError) as error:
-                log.warning("the subscription was lost, connecting again: %s", type(error).__name__)
-                if time.monotonic() - self._heard < SILENT_FOR:
-                    pause = 0.05
-            finally:
-                self._connection = None
-                await connection.disconnect(nowait=True)
+                log.info("the subscription cannot be made: %s", type(error).__name__)
+            else:
+                log.warning("the subscription was lost, connecting again")
+                pause = 0.05
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - spreads load, guards nothing
             pause = min(pause * 2, 1.0)
 
-    async def _follow(self, connection: Any) -> None:
-        async with asyncio.timeout(SILENT_FOR):
-            await connection.connect()
-        self._connection = connection
-        for channel in list(self._channels):
-            await self._send("SUBSCRIBE", channel)
-        await connection.send_command("PING", _FOLLOWED, check_health=False)
-        self._heard = time.monotonic()
-        pings = asyncio.create_task(self._ping(connection))
+    async def _follow(self) -> None:
+        """Follow all channels until the connection is lost."""
+        lost = asyncio.Event()
+        self._line = line = await Line.open(self._broker.connection(), self._take, lost.set)
         try:
-            while True:
-                self._take(await connection.read_response(disable_decoding=True))
+            for channel in self._channels:
+                self._send("SUBSCRIBE", channel)
+            line.send([("PING", _FOLLOWED)])
+            while not lost.is_set() and time.monotonic() - self._heard < SILENT_FOR:
+                line.send([("PING",)])
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(PING_EVERY):
+                        await lost.wait()
         finally:
-            pings.cancel()
+            self._line = None
+            line.close()
 
-    async def _ping(self, connection: Connection) -> None:
-        """Ask for a sign of life; without one the connection is closed, which ends the reading."""
-        while time.monotonic() - self._heard < SILENT_FOR:
-            await asyncio.sleep(PING_EVERY)
-            try:
-                await connection.send_command("PING", check_health=False)
-            except (RedisError, OSError):
-                break
-        await connection.disconnect(nowait=True)
+    def _send(self, verb: str, channel: str) -> None:
+        if self._line is not None and not self._line.closed:
+            self._line.send([(self._prefix + verb, channel)])
 
-    async def _send(self, verb: str, channel: str) -> None:
-        connection = self._connection
-        if connection is None:
-            return
+    def _tell(self, channel: str, payload: bytes) -> None:
+        """Pass a message on. Whoever fails over it must not keep the others from hearing theirs."""
         try:
-            await connection.send_command(self._prefix + verb, channel, check_health=False)
-        except (RedisError, OSError):
-            log.debug("the subscription's connection is broken; it will be made again")
+            self._on_message(channel, payload)
+        except Exception:
+            log.exception("a message on %s could not be taken", channel)
 
     def _take(self, reply: Any) -> None:
         self._heard = time.monotonic()
@@ -131,7 +124,7 @@ class Subscription:
             return
         kind, channel, payload = reply
         if kind.endswith(b"message"):
-            self._on_message(channel.decode(), payload)
+            self._tell(channel.decode(), payload)
         elif not kind.endswith(b"unsubscribe"):
             for future in self._waiting.pop(channel.decode(), ()):
                 if not future.done():

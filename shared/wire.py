@@ -1,7 +1,7 @@
-"""One raw connection to Redis: commands out, replies in order, and nothing in between.
+"""A raw connection to Redis: commands out, replies in order, and nothing in between.
 
 redis-py opens the connection, so that URL, access and TLS are its business; then its transport is
-ours. A call costs a tenth of redis-py's own (`bench/`). Many callers share a wire: replies come in
+ours, for a quarter of the CPU that redis-py's own calls take. Many callers share a wire: replies come in
 the order of the commands, so a caller that goes away leaves its reply to be dropped, and no caller
 can ever get another's. A wire that is late or broken is closed, and with it all that wait on it.
 """
@@ -33,30 +33,80 @@ class ReplyError(Exception):
     """An error that Redis gave as its reply; the text begins with its code."""
 
 
+class Line(asyncio.Protocol):
+    """An open connection: tells each reply, in order, and its end."""
+
+    def __init__(self, connection: Any, on_reply: Callable[[Any], None], on_lost: Callable[[], None]) -> None:
+        """Take the transport of a redis-py connection, which is then without one."""
+        self._writer = connection._writer  # kept, since it would close the transport with itself
+        connection._reader = connection._writer = None
+        self._transport: asyncio.Transport = self._writer.transport
+        self._reader = hiredis.Reader(replyError=ReplyError)
+        self._on_reply = on_reply
+        self._on_lost = on_lost
+        self.closed = self._transport.is_closing()
+        self._transport.set_protocol(self)
+
+    @classmethod
+    async def open(
+        cls, connection: Any, on_reply: Callable[[Any], None], on_lost: Callable[[], None]
+    ) -> Line:
+        """Connect an unconnected redis-py connection. Raises TimeoutError, OSError, redis-py's errors."""
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                await connection.connect()
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        return cls(connection, on_reply, on_lost)
+
+    def send(self, commands: Sequence[Command]) -> None:
+        """Send commands, whose replies will be told."""
+        self._transport.write(b"".join([_packed(command) for command in commands]))
+
+    def close(self) -> None:
+        """Close the connection; that is told, too."""
+        self._transport.abort()
+        self.connection_lost(None)
+
+    def data_received(self, data: bytes) -> None:
+        self._reader.feed(data)
+        try:
+            while (reply := self._reader.gets()) is not False:
+                self._on_reply(reply)
+        except hiredis.ProtocolError:
+            self.close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.closed:
+            self.closed = True
+            self._on_lost()
+
+
 class Wire:
     """A pipelining connection, opened when it is first used and again after it was lost."""
 
     def __init__(self, connection: Callable[[], Connection]) -> None:
         """`connection` makes an unconnected redis-py connection."""
         self._make = connection
-        self._line: _Line | None = None
-        self._opening: asyncio.Task[_Line] | None = None
+        self._talk: _Talk | None = None
+        self._opening: asyncio.Task[_Talk] | None = None
 
     async def exchange(self, commands: Sequence[Command]) -> list[Any]:
         """The replies to the commands, a ReplyError in the place of one that failed.
 
         Raises WireError, OSError or redis-py's errors when there is no connection.
         """
-        line = self._line
-        if line is None or line.closed:
-            line = await self._open()
-        return await line.exchange(commands)
+        talk = self._talk
+        if talk is None or talk.line.closed:
+            talk = await self._open()
+        return await talk.exchange(commands)
 
     def reset(self) -> None:
         """Close the connection: something on it is late."""
-        line, self._line = self._line, None
-        if line is not None:
-            line.close()
+        talk, self._talk = self._talk, None
+        if talk is not None:
+            talk.line.close()
 
     async def close(self) -> None:
         """Close it for good."""
@@ -65,71 +115,43 @@ class Wire:
             await asyncio.wait([self._opening])
         self.reset()
 
-    async def _open(self) -> _Line:
+    async def _open(self) -> _Talk:
         if self._opening is None:
-            self._opening = asyncio.create_task(self._connect())
+            self._opening = asyncio.create_task(_Talk.open(self._make()))
             self._opening.add_done_callback(self._opened)
         return await asyncio.shield(self._opening)
 
-    async def _connect(self) -> _Line:
-        connection: Any = self._make()
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
-                await connection.connect()
-        except BaseException:
-            await connection.disconnect(nowait=True)
-            raise
-        return _Line(connection)
-
-    def _opened(self, task: asyncio.Task[_Line]) -> None:
+    def _opened(self, task: asyncio.Task[_Talk]) -> None:
         self._opening = None
         if not task.cancelled() and task.exception() is None:
-            self._line = task.result()
+            self._talk = task.result()
 
 
-class _Line(asyncio.Protocol):
-    """An open connection."""
+class _Talk:
+    """Commands and their replies on one connection."""
 
-    def __init__(self, connection: Any) -> None:
-        """Take the transport of a redis-py connection, which is then without one."""
-        self._writer = connection._writer  # kept, since it would close the transport with itself
-        connection._reader = connection._writer = None
-        self._transport: asyncio.Transport = self._writer.transport
-        self._reader = hiredis.Reader(replyError=ReplyError)
+    line: Line
+
+    def __init__(self) -> None:
         self._waiting: deque[_Waiting] = deque()
-        self.closed = self._transport.is_closing()
-        self._transport.set_protocol(self)
+
+    @classmethod
+    async def open(cls, connection: Connection) -> _Talk:
+        talk = cls()
+        talk.line = await Line.open(connection, talk._take, talk._lose)
+        return talk
 
     async def exchange(self, commands: Sequence[Command]) -> list[Any]:
-        if self.closed:
+        if self.line.closed:
             raise WireError("the connection to Redis is closed")
         waiting = _Waiting(len(commands), asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
-        self._transport.write(b"".join([_packed(command) for command in commands]))
+        self.line.send(commands)
         return await waiting.done
-
-    def close(self) -> None:
-        self._transport.abort()
-        self.connection_lost(None)
-
-    def data_received(self, data: bytes) -> None:
-        self._reader.feed(data)
-        try:
-            while (reply := self._reader.gets()) is not False:
-                self._take(reply)
-        except hiredis.ProtocolError:
-            self.close()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.closed = True
-        waiting, self._waiting = self._waiting, deque()
-        for one in waiting:
-            if not one.done.done():
-                one.done.set_exception(WireError("the connection to Redis was lost"))
 
     def _take(self, reply: Any) -> None:
         if not self._waiting:
-            self.close()  # a reply to no command: nothing on this connection can be trusted
+            self.line.close()  # a reply to no command: nothing on this connection can be trusted
             return
         waiting = self._waiting[0]
         waiting.replies.append(reply)
@@ -137,6 +159,12 @@ class _Line(asyncio.Protocol):
             self._waiting.popleft()
             if not waiting.done.done():
                 waiting.done.set_result(waiting.replies)
+
+    def _lose(self) -> None:
+        waiting, self._waiting = self._waiting, deque()
+        for one in waiting:
+            if not one.done.done():
+                one.done.set_exception(WireError("the connection to Redis was lost"))
 
 
 def _packed(command: Command) -> bytes:
