@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -23,12 +21,14 @@ from gateway.dependencies import Gateway
 from gateway.drain import Drain
 from gateway.hub import Hub, StreamGone
 from gateway.limits import Slots
+from gateway.permanent import permanent
 from gateway.problems import problem
 from gateway.records import Records
 from gateway.routes import agents, health, openai, runs, streams, tickets
 from gateway.routes.openapi import describe
 from gateway.tickets import Tickets
 from gateway.watching import come_back_later, is_event_source
+from shared import garbage
 from shared.broker import Broker, check
 from shared.config import Config
 from shared.conversations import Conversations
@@ -71,6 +71,7 @@ def build_app(settings: Settings, config: Config, drain: Drain) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_gateway(settings, config, secret, drain) as gateway:
             app.state.gateway = gateway
+            garbage.settle()
             yield
 
     app = FastAPI(
@@ -114,12 +115,15 @@ async def open_gateway(
             stream_log,
             broker,
             f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}",
-            window_bytes=settings.window_bytes,
             redis_timeout=settings.redis_timeout,
+            window_bytes=settings.window_bytes,
+            window_events=settings.window_events,
+            window_total_bytes=settings.window_total_bytes,
+            max_viewers=settings.max_viewers,
         )
         sweep = Sweep(stream_log, index, queue, stopper, broker, every=settings.sweep_every)
         await stack.enter_async_context(hub)
-        await stack.enter_async_context(_running(sweep.run()))
+        await stack.enter_async_context(permanent("the sweep", sweep.run))
         stack.enter_context(drain.watched(partial(setattr, hub, "draining", True)))
         tickets = Tickets(secret, broker)
         yield Gateway(
@@ -146,17 +150,6 @@ async def open_gateway(
             slots=Slots(),
             drain=drain,
         )
-
-
-@asynccontextmanager
-async def _running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Do `work` beside the block, and no longer."""
-    task = asyncio.create_task(work)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
 
 
 def _secret(settings: Settings) -> bytes:

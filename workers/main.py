@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from typing import Any
 
-from shared import keys, requests
+from shared import garbage, keys, requests
 from shared.broker import Broker, check, patiently
 from shared.config import Config, secrets_of
 from shared.conversations import Conversations
@@ -82,6 +82,7 @@ async def run_worker(settings: Settings, config: Config) -> None:
         intake = Intake(queue_broker, slots, running.start)
         tasks = [asyncio.create_task(work) for work in (running.run(), ends.run(), sweep.run(), intake.run())]
         await ends.add(keys.STOPS, settings.redis_timeout)
+        garbage.settle()
         log.info("worker ready, %d slots", settings.max_runs)
         await _until_stopped(stop, tasks)
         log.info("no new runs; %d to finish", len(running))

@@ -67,7 +67,7 @@ class FunctionStream:
     """One call of a function."""
 
     def __init__(self, config: FunctionAgent, run: RunRequest) -> None:
-        self._spec = config.call
+        self._spec = config.function
         self._call = Call(run.prompt, run.messages, run.inputs, run.conversation, run.user, run.metadata)
         self._handover = Handover()
         self._task: asyncio.Task[None] | None = None

@@ -100,17 +100,25 @@ class _Body(httpx.AsyncByteStream):
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
+        self._content = response.content
+        self._lost: Exception | None = None
+
+    async def read(self) -> bytes:
+        """What has arrived since the last time, b"" at the end. Raises aiohttp.ClientError, OSError."""
+        if self._lost is not None:
+            raise self._lost
+        try:
+            return await self._content.readany()
+        except (aiohttp.ClientError, OSError) as error:
+            self._lost = error
+            self._content.set_exception(None)  # type: ignore[arg-type]  # the one way to let it go on
+            if rest := self._content.read_nowait():
+                return rest
+            raise
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        content = self._response.content
-        try:
-            async for chunk in content.iter_any():
-                yield chunk
-        except (aiohttp.ClientError, OSError):
-            content.set_exception(None)  # type: ignore[arg-type]  # the one way to let it go on
-            if rest := content.read_nowait():
-                yield rest
-            raise
+        while chunk := await self.read():
+            yield chunk
 
     async def aclose(self) -> None:
         await self._response.__aexit__(None, None, None)  # gives the connection back, or closes it
@@ -197,7 +205,7 @@ class HttpStream:
         self._decoder = FRAMINGS[dialect.framing](agents.frame_limit)
         self._answer = AsyncExitStack()
         self._opening: asyncio.Task[httpx.Response] | None = None
-        self._chunks: AsyncIterator[bytes] | None = None
+        self._body: _Body | None = None
 
     async def __aenter__(self) -> AsyncIterator[Batch]:
         self._opening = self._agents.aside(self._open())
@@ -210,8 +218,8 @@ class HttpStream:
 
         One that is being made is left to itself (`_Connector`).
         """
-        if error is None and self._chunks is not None:
-            self._agents.aside(self._read_out(self._chunks))
+        if error is None and self._body is not None:
+            self._agents.aside(self._read_out(self._body))
             return
         if self._opening is not None:
             self._opening.cancel()
@@ -248,11 +256,11 @@ class HttpStream:
             if response.status_code >= 400:
                 raise _refusal(response, None)
 
-    async def _read_out(self, chunks: AsyncIterator[bytes]) -> None:
+    async def _read_out(self, body: _Body) -> None:
         """Read what is left behind the agent's last word; with a body at its end the connection is kept."""
         try:
             async with asyncio.timeout(READ_OUT):
-                async for _ in chunks:
+                while await body.read():
                     pass
         except (TimeoutError, *_FOREIGN):
             pass
@@ -268,22 +276,24 @@ class HttpStream:
     async def _read(self) -> Batch:
         """The frames that the next bytes complete. Raises StopAsyncIteration behind the last."""
         assert self._opening is not None, "used outside of `async with`"
-        if self._chunks is None:
-            self._chunks = _raw(await asyncio.shield(self._opening))
+        if self._body is None:
+            self._body = _body_of(await asyncio.shield(self._opening))
         try:
-            return self._decoder.feed(await anext(self._chunks))
-        except StopAsyncIteration:
-            if last := self._decoder.end():
-                return last
-            raise
+            chunk = await self._body.read()
         except _FOREIGN as error:
             raise _mapped(error, begun=True) from error
+        if chunk:
+            return self._decoder.feed(chunk)
+        if last := self._decoder.end():
+            return last
+        raise StopAsyncIteration
 
 
-def _raw(response: httpx.Response) -> AsyncIterator[bytes]:
-    """The body as it comes, without httpx's own three wrappers around it where they can be passed by."""
+def _body_of(response: httpx.Response) -> _Body:
+    """The body that `_Transport` gave, without httpx's own three wrappers around it."""
     body = getattr(response.stream, "_stream", None)
-    return aiter(body) if isinstance(body, _Body) else response.aiter_raw()
+    assert isinstance(body, _Body), "httpx keeps the transport's stream there"
+    return body
 
 
 @asynccontextmanager

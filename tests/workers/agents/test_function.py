@@ -27,7 +27,7 @@ RUN = RunRequest(
 
 
 async def run(name: str) -> list[Event]:
-    config = FunctionAgent(dialect="function", call=f"tests.workers.agents.functions:{name}")
+    config = FunctionAgent(function=f"tests.workers.agents.functions:{name}")
     dialect = AGENT_DIALECTS["function"](config)
     events: list[Event] = []
     async with asyncio.timeout(10), open_agent(HttpAgents(), config, dialect, RUN) as batches:
@@ -96,7 +96,7 @@ async def test_a_function_cannot_forge_events_of_the_run() -> None:
 
 @pytest.mark.parametrize("name", ["never_ends", "floods", "floods_async"])
 async def test_leaving_ends_the_function(name: str) -> None:
-    config = FunctionAgent(dialect="function", call=f"tests.workers.agents.functions:{name}")
+    config = FunctionAgent(function=f"tests.workers.agents.functions:{name}")
     stream = open_agent(HttpAgents(), config, AGENT_DIALECTS["function"](config), RUN)
     async with asyncio.timeout(5), stream as batches:
         assert await anext(batches)
@@ -105,7 +105,7 @@ async def test_leaving_ends_the_function(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["floods", "floods_async"])
 async def test_a_fast_generator_waits_for_its_reader(name: str) -> None:
-    config = FunctionAgent(dialect="function", call=f"tests.workers.agents.functions:{name}")
+    config = FunctionAgent(function=f"tests.workers.agents.functions:{name}")
     bound = LIMIT_BYTES // 1024 + 2
     async with open_agent(HttpAgents(), config, AGENT_DIALECTS["function"](config), RUN) as batches:
         await eventually(lambda: functions.given > bound // 2)

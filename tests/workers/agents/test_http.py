@@ -39,7 +39,7 @@ from tests.workers.agents.raw_server import (
 )
 from workers.agents import open_agent
 from workers.agents.addresses import forbidden
-from workers.agents.http import HttpAgents, HttpStream, _Body, _raw
+from workers.agents.http import HttpAgents, HttpStream, _body_of
 from workers.dialects import AGENT_DIALECTS
 from workers.dialects.base import AgentRequest
 
@@ -407,7 +407,7 @@ async def test_stop_calls_the_agents_own_address(agents: HttpAgents) -> None:
 
 async def test_a_json_answer_is_one_frame(agents: HttpAgents) -> None:
     async with serve(answer("200 OK", "application/json", b'{"a":\n 1}')) as server:
-        config = RestAgent(dialect="rest", url=server.url + "/q?x={{ prompt }}", method="GET")
+        config = RestAgent(dialect="rest", url=server.url + "/q?x={input}", method="GET")
         stream = open_agent(
             agents, config, AGENT_DIALECTS["rest"](config), RunRequest((Message("user", "ä/&"),))
         )
@@ -435,14 +435,13 @@ async def test_a_certificate_counts_when_ssl_cert_file_vouches_for_it(
 
 
 async def test_the_body_is_read_without_httpxs_wrappers(agents: HttpAgents) -> None:
-    """Contract: httpx keeps the transport's stream where `_raw` looks for it; else reading costs more."""
+    """Contract: httpx keeps the transport's stream where `_body_of` looks for it."""
     request = AgentRequest("GET", "", {})
     async with (
         serve(bytes_script(SSE_HEAD, b"data: 1\n\n")) as server,
         agents.send(msgspec.structs.replace(request, url=server.url), connect=5) as response,
     ):
-        assert isinstance(getattr(response.stream, "_stream", None), _Body)
-        assert [chunk async for chunk in _raw(response)] == [b"data: 1\n\n"]
+        assert [chunk async for chunk in _body_of(response)] == [b"data: 1\n\n"]
 
 
 async def test_a_connection_is_kept_when_the_body_ends_behind_the_last_word(agents: HttpAgents) -> None:
