@@ -32,8 +32,8 @@ agents:
   model: {dialect: openai-chat, url: "{url}/s/model/openai/v1", model: gpt, api_key: "${KEY}"}
   app: {dialect: dify-chat, url: "{url}/s/app/dify/v1", api_key: "${KEY}"}
   lines: {dialect: mapped, framing: ndjson, url: "{url}/s/lines/legacy/ndjson",
-          request: {question: "{{ prompt }}"},
-          rules: [{when: {$.kind: chunk}, text: $.payload.delta}, {when: {$.kind: final}, end: true}]}
+          body: {question: "{input}"},
+          events: [{when: {$.kind: chunk}, text: $.payload.delta}, {when: {$.kind: final}, end: true}]}
   refused: {dialect: openai-chat, url: "http://127.0.0.1:${FREE_PORT}/v1", model: gpt, api_key: "${KEY}"}
   nowhere: {dialect: openai-chat, url: "http://agents.invalid/v1", model: gpt, api_key: "${KEY}"}
   misnamed: {dialect: openai-chat, url: "${MISNAMED_URL}/openai/v1", model: gpt, api_key: "${KEY}"}

@@ -61,6 +61,37 @@ async def test_a_client_cut_after_every_byte_resumes_with_exactly_the_rest(start
         await asyncio.gather(*(cutter() for _ in range(8)))
 
 
+async def test_a_client_of_an_attempt_that_was_lost_gets_the_other_one_whole(
+    start_system: StartSystem,
+) -> None:
+    """The old attempt is shown, its worker dies, another one answers; then everybody comes back."""
+    quick = {"BFF_LEASE": "1", "BFF_SUSPECT_FOR": "0.4", "BFF_RENEW_EVERY": "0.2"}
+    system = start_system(gateways=2, env=quick)
+    system.scripted.script("long", {"tokens": 12, "hold_after": 8}, {"tokens": 12})
+    answer = "".join(f"tok{number} " for number in range(12))
+    async with browser() as client:
+        run = await start_run(client, system.url, "long-again")
+        early = Viewer()
+        await early.watch(client, events_of(system.url, run), until="text.delta")
+        system.workers[0].kill()
+        system.add_worker()
+        whole = await watched(client, system.url, run)
+        assert whole.text == answer
+        old = [frame for frame in early.frames if frame.event not in ("run.accepted", "run.queued")]
+
+        async def come_back(shown: int, url: str) -> None:
+            viewer = Viewer()
+            for frame in early.frames[:shown]:
+                viewer.see(frame)
+            await viewer.watch(client, events_of(url, run))
+            assert viewer.text == answer
+            assert viewer.resets == (["attempt"] if shown > len(early.frames) - len(old) + 1 else [])
+
+        for shown in range(len(early.frames) + 1):
+            for gateway in system.gateways:
+                await come_back(shown, gateway.url)
+
+
 async def test_a_viewer_at_the_end_has_nothing_left(start_system: StartSystem) -> None:
     system = start_system()
     async with browser() as client:

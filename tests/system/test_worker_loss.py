@@ -274,7 +274,7 @@ async def test_what_is_left_after_the_grace_goes_by_its_policy(start_system: Sta
 
 async def test_a_run_that_kills_every_worker_is_given_up(start_system: StartSystem, tmp_path: Path) -> None:
     (tmp_path / "poison.py").write_text("import os\n\ndef drink(call):\n    os._exit(70)\n")
-    agents = "agents: {poison: {dialect: function, call: 'poison:drink'}}"
+    agents = "agents: {poison: {function: 'poison:drink'}}"
     env = {**QUICK, "BFF_LEASE": "0.4", "BFF_SUSPECT_FOR": "0.1", "PYTHONPATH": str(tmp_path)}
     system = start_system(agents, workers=0, env=env)
     async with browser() as client:
