@@ -23,7 +23,7 @@ from shared.stream_log import Claim, StreamLog
 from shared.subscription import Subscription
 from shared.sweep import Sweep
 from workers.agents import open_agent
-from workers.agents.http import HttpAgents
+from workers.agents.client import HttpAgents
 from workers.dialects import AGENT_DIALECTS
 from workers.intake import Intake
 from workers.relay import Line

@@ -8,8 +8,9 @@ from typing import Any
 from shared.config import Agent
 from shared.requests import RunRequest
 from workers.agents.base import AgentStream
+from workers.agents.client import HttpAgents
 from workers.agents.function import FunctionStream
-from workers.agents.http import HttpAgents, HttpStream
+from workers.agents.http import HttpStream
 from workers.dialects.base import AgentDialect
 
 

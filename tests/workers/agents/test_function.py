@@ -14,9 +14,9 @@ from shared.summary import Summary
 from tests.support.wait import eventually
 from tests.workers.agents import functions
 from workers.agents import open_agent
+from workers.agents.client import HttpAgents
 from workers.agents.function import load_function
 from workers.agents.handover import LIMIT_BYTES
-from workers.agents.http import HttpAgents
 from workers.dialects import AGENT_DIALECTS
 
 pytestmark = pytest.mark.anyio

@@ -39,7 +39,8 @@ from tests.workers.agents.raw_server import (
 )
 from workers.agents import open_agent
 from workers.agents.addresses import forbidden
-from workers.agents.http import HttpAgents, HttpStream, _body_of
+from workers.agents.client import HttpAgents, body_of
+from workers.agents.http import HttpStream
 from workers.dialects import AGENT_DIALECTS
 from workers.dialects.base import AgentRequest
 
@@ -435,13 +436,13 @@ async def test_a_certificate_counts_when_ssl_cert_file_vouches_for_it(
 
 
 async def test_the_body_is_read_without_httpxs_wrappers(agents: HttpAgents) -> None:
-    """Contract: httpx keeps the transport's stream where `_body_of` looks for it."""
+    """Contract: httpx keeps the transport's stream where `body_of` looks for it."""
     request = AgentRequest("GET", "", {})
     async with (
         serve(bytes_script(SSE_HEAD, b"data: 1\n\n")) as server,
         agents.send(msgspec.structs.replace(request, url=server.url), connect=5) as response,
     ):
-        assert [chunk async for chunk in _body_of(response)] == [b"data: 1\n\n"]
+        assert [chunk async for chunk in body_of(response)] == [b"data: 1\n\n"]
 
 
 async def test_a_connection_is_kept_when_the_body_ends_behind_the_last_word(agents: HttpAgents) -> None:
