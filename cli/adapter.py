@@ -31,7 +31,7 @@ _BARE: dict[str, dict[str, Any]] = {
     "dify-chat": {"url": "http://127.0.0.1"},
     "dify-workflow": {"url": "http://127.0.0.1"},
     "rest": {"url": "http://127.0.0.1"},
-    "function": {"call": "recorded:body"},
+    "function": {"function": "recorded:body"},
 }
 """Configuration of a dialect that is only read with; `mapped` is nothing without its rules."""
 

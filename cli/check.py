@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
-import yaml
 
 from shared import config
-from shared.config import Agent, Config, FunctionAgent
-from shared.errors import ConfigError
+from shared.config import Agent, Config, FunctionAgent, located
+from shared.errors import ConfigError, at
 from workers.agents.function import load_function
 from workers.dialects import AGENT_DIALECTS
 from workers.mapping import compile_path
@@ -56,43 +55,21 @@ def _summary(path: Path, loaded: Config) -> list[str]:
 
 def _mistakes(whole: Config, text: str, where: str) -> list[str]:
     """What only the dialects know to be wrong: paths, templates, functions."""
+    root = config.compose(text)
     mistakes = []
     for name, agent in whole.agents.items():
         try:
             _compile(agent)
         except ConfigError as error:
-            mistakes.append(f"{where}:{_line(text, name, str(error))}: agents.{name}: {error}")
+            mistakes.append(str(located(error, root, where, name)))
     return mistakes
 
 
 def _compile(agent: Agent) -> None:
     AGENT_DIALECTS[agent.dialect](agent)
-    if agent.text is not None:
-        compile_path(agent.text)
-    if isinstance(agent, FunctionAgent):
-        load_function(agent.call)
-
-
-def _line(text: str, agent: str, reason: str) -> int:
-    """The line of the value that `reason` names, else of the agent."""
-    root = yaml.compose(text, yaml.SafeLoader)
-    entry = _child(_child(root, "agents"), agent)
-    found = (node for node in _scalars(entry) if node.value and node.value in reason)
-    node: yaml.Node | None = max(found, key=lambda node: len(node.value), default=entry)
-    return int(node.start_mark.line) + 1 if node is not None else 1
-
-
-def _child(node: yaml.Node | None, name: str) -> yaml.Node | None:
-    pairs = node.value if isinstance(node, yaml.MappingNode) else ()
-    return next((value for key, value in pairs if key.value == name), None)
-
-
-def _scalars(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
-    if isinstance(node, yaml.ScalarNode):
-        yield node
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            yield from _scalars(item)
-    elif isinstance(node, yaml.MappingNode):
-        for _, value in node.value:
-            yield from _scalars(value)
+    with at("text"):
+        if agent.text is not None:
+            compile_path(agent.text)
+    with at("function"):
+        if isinstance(agent, FunctionAgent):
+            load_function(agent.function)

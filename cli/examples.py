@@ -1,4 +1,4 @@
-"""Functions that agents.yaml may name, as an example of an agent of your own (dialect `function`)."""
+"""Functions that agents.yaml may name, as an example of an agent of your own (`function:`)."""
 
 from __future__ import annotations
 

@@ -7,18 +7,34 @@ unavailable with the variable's name, and the others run. Durations are in secon
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
 
-from shared.errors import ConfigError
+from shared.errors import ConfigError, at
+from shared.placeholders import names_in
 
 SHORTEST_SECRET = 6
 """Characters below which a header's value is a word like any other."""
@@ -40,7 +56,7 @@ class Timeouts(_Model):
     first_event: float = Field(
         60.0, gt=0, description="from the request to the first event; pings do not count"
     )
-    progress: float = Field(60.0, gt=0, description="between two events; pings do not count")
+    progress: float = Field(120.0, gt=0, description="between two events; pings do not count")
     run: float = Field(600.0, gt=0, description="the whole run, from its first attempt to its end")
 
 
@@ -93,19 +109,48 @@ class DifyAgent(_HttpAgent):
 
 Method = Literal["GET", "POST", "PUT"]
 JsonPath = Annotated[str, Field(min_length=1, max_length=256)]
+DataName = Annotated[str, Field(min_length=1, max_length=64)]
 TokenCount = Literal["input_tokens", "output_tokens", "total_tokens", "reasoning_tokens"]
+
+
+def _one_complaint(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return validate(value)
+    except ValidationError:
+        raise ValueError("must be a JSONPath, or a mapping of names to JSONPaths") from None
+
+
+DataPaths = Annotated[JsonPath | dict[DataName, JsonPath], WrapValidator(_one_complaint)]
+"""One path, whose last field is the name of what it leads to, or a name for each path."""
+
+
+def _words(value: Any) -> Any:
+    if isinstance(value, str):
+        raise ValueError("must be a list of words, in brackets")
+    if isinstance(value, list | tuple) and any(isinstance(word, list) for word in value):
+        raise ValueError('a word in brackets needs quotes: "[DONE]"')
+    return value
+
+
+Word = Annotated[str, Field(min_length=1, max_length=256)]
+"""Bare: a frame's type, from its `event:` line, else `$.event`, else `$.type`. In brackets: its raw data."""
+
+Words = Annotated[tuple[Word, ...], BeforeValidator(_words)]
 
 
 class Rule(_Model):
     """One mapping rule: when it applies, and what it takes by JSONPath. Rules are tried in order and
     the first that applies is used. A path that finds nothing gives nothing."""
 
-    event: str | None = Field(None, description="applies to frames of this type: `event:`, $.event or $.type")
-    when: dict[JsonPath, Any] = Field({}, description="JSONPath to value: applies when all are equal")
+    when: dict[str, JsonValue] = Field(
+        {}, description="`event` to a word, and JSONPath to value: applies when all are equal"
+    )
     text: JsonPath | None = None
     whole: JsonPath | None = Field(None, description="the whole text so far, for agents that repeat it")
     reasoning: JsonPath | None = None
-    data: dict[str, JsonPath] = Field({}, description="name to JSONPath: structured output")
+    data: DataPaths | None = Field(
+        None, description="structured output: a JSONPath, whose last field is the name, or name to JSONPath"
+    )
     usage: dict[TokenCount, JsonPath] = {}
     step: JsonPath | None = Field(None, description="JSONPath of a step's name")
     conversation: JsonPath | None = Field(None, description="JSONPath of the agent's own conversation id")
@@ -113,23 +158,53 @@ class Rule(_Model):
     end: bool = Field(False, description="the agent's end marker")
     ignore: bool = False
 
+    @property
+    def word(self) -> str | None:
+        """The word that its frames have, if it is for some only."""
+        event = self.when.get("event")
+        return event if isinstance(event, str) else None
+
+    @field_validator("when")
+    @classmethod
+    def _conditions(cls, when: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        for key, value in when.items():
+            if key == "event" and not (isinstance(value, str) and value):
+                raise ValueError(
+                    "`event` must be a word; one that YAML takes for something else needs quotes"
+                )
+            if key != "event" and not key.startswith("$"):
+                raise ValueError(f"{key!r} must be `event` or a JSONPath that begins with $")
+        return when
+
+    @model_validator(mode="after")
+    def _takes_something(self) -> Self:
+        if not self.model_fields_set - {"when"}:
+            raise ValueError("takes nothing from its frames; name `text`, `data`, ..., or say `ignore: true`")
+        return self
+
 
 class _TemplatedAgent(_HttpAgent):
-    """`{{ prompt }}`, `{{ messages }}`, `{{ conversation }}`, `{{ user }}`, `{{ inputs.NAME }}` and
-    `{{ metadata.NAME }}` fill values of the request, path segments and query values of the address."""
+    """`{input}`, `{messages}`, `{conversation}`, `{user}`, `{inputs.NAME}` and `{metadata.NAME}` fill
+    values of the body, path segments and query values of the address; `{{` and `}}` are braces."""
 
     method: Method = "POST"
-    request: Any = Field({"input": "{{ prompt }}"}, description="request body; not sent with GET")
+    body: Any = Field({"input": "{input}"}, description="request body; not sent with GET")
 
-    @field_validator("url", mode="before")
+    @field_validator("url")
     @classmethod
-    def _templates(cls, url: Any) -> Any:
-        if not isinstance(url, str):
-            return url
-        url = re.sub(r"\{\{\s*([\w.-]+)\s*\}\}", r"{{\1}}", url)
-        if "{{" in re.split(r"[/?#]", url.partition("://")[2] or url, maxsplit=1)[0]:
-            raise ValueError("a template must not stand in the host or port")
+    def _fixed_host(cls, url: str) -> str:
+        if "{" in re.split(r"[/?#]", url.partition("://")[2], maxsplit=1)[0]:
+            raise ValueError("a placeholder must not stand in the scheme, host or port")
+        with at("url"):
+            names_in(url)
         return url
+
+    @field_validator("body")
+    @classmethod
+    def _known_placeholders(cls, body: Any) -> Any:
+        with at("body"):
+            names_in(body)
+        return body
 
 
 class MappedAgent(_TemplatedAgent):
@@ -138,29 +213,76 @@ class MappedAgent(_TemplatedAgent):
     dialect: Literal["mapped"]
     framing: Literal["sse", "ndjson"] = "sse"
     content: Literal["json", "text"] = Field("json", description="what the data of a frame is")
-    rules: tuple[Rule, ...] = Field(min_length=1)
-    done: str | None = Field(None, description="data of the frame that ends the stream, such as [DONE]")
+    events: tuple[Rule, ...]
+    end: Words = Field(
+        (), description="words of the frames that end the answer; `[DONE]` in brackets ends it at once"
+    )
+    ignore: Words = Field((), description="words of the frames that are passed over")
     end_of_body_completes: bool = Field(False, description="the agent has no end marker of its own")
+
+    @field_validator("events")
+    @classmethod
+    def _reachable(cls, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+        if not rules:
+            raise ValueError("needs at least one rule")
+        conditions = [
+            {(key, json.dumps(value, sort_keys=True)) for key, value in rule.when.items()} for rule in rules
+        ]
+        for later, wanted in enumerate(conditions):
+            first = next((place for place in range(later) if conditions[place] <= wanted), None)
+            if first is not None:
+                raise ValueError(
+                    f"rule {later + 1} is never reached, as rule {first + 1} applies to the same frames;"
+                    " make one of the two, or put the one with more conditions first"
+                )
+        return rules
+
+    @model_validator(mode="after")
+    def _words_agree(self) -> Self:
+        if not (self.end or self.end_of_body_completes or any(rule.end for rule in self.events)):
+            raise ValueError(
+                "nothing ends an answer; name the end marker in `end`, in a rule with `end: true`,"
+                " or say `end_of_body_completes: true`"
+            )
+        used = {*self.end, *(rule.word for rule in self.events if rule.word is not None)}
+        if ignored := sorted(used.intersection(self.ignore)):
+            raise ValueError(f"{ignored[0]} stands in `ignore`, so nothing else can be done with such frames")
+        return self
 
 
 class RestAgent(_TemplatedAgent):
     """An old service: one JSON answer. What is not JSON is text."""
 
     dialect: Literal["rest"]
-    answer: JsonPath | None = Field(None, description="JSONPath of the text; else the whole answer is data")
-    outputs: JsonPath | None = Field(None, description="JSONPath of structured output")
+    text: JsonPath | None = Field(
+        None, description="JSONPath of the text; without it and `data` the whole answer is structured output"
+    )
+    data: DataPaths | None = Field(
+        None, description="structured output: a JSONPath, whose last field is the name, or name to JSONPath"
+    )
     error: JsonPath | None = Field(None, description="JSONPath of an error's text: the run fails when found")
 
 
 class FunctionAgent(_Agent):
     """A Python function of your own: async generator, generator, coroutine or plain function."""
 
-    dialect: Literal["function"]
-    call: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="package.module:function")
+    dialect: Literal["function"] = "function"
+    function: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="package.module:function")
+
+
+def _with_dialect(entry: Any) -> Any:
+    """`entry` with the dialect that the key `function` stands for."""
+    if not isinstance(entry, dict) or "dialect" in entry:
+        return entry
+    if "function" in entry:
+        return {"dialect": "function", **entry}
+    raise ValueError("how does it speak? name a `dialect`, or a `function` of your own")
 
 
 Agent = Annotated[
-    OpenAIChatAgent | DifyAgent | MappedAgent | RestAgent | FunctionAgent, Field(discriminator="dialect")
+    OpenAIChatAgent | DifyAgent | MappedAgent | RestAgent | FunctionAgent,
+    Field(discriminator="dialect"),
+    BeforeValidator(_with_dialect),
 ]
 
 
@@ -205,7 +327,10 @@ class Config:
 
 
 _AGENT: TypeAdapter[Agent] = TypeAdapter(Agent)
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+_WRITTEN = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*(?::-[^}\n]*)?)\}")
+_VARIABLE = re.compile("\ue000([A-Za-z_][A-Za-z0-9_]*)(?::-([^\ue001]*))?\ue001")
+"""The same once read: braces of a variable would end a plain scalar in `{flow: ${STYLE}}`."""
+
 _SECRET_FIELDS = ("api_key",)
 
 
@@ -227,8 +352,8 @@ def load(path: Path, env: Mapping[str, str] = os.environ) -> Config:
 def parse(text: str, env: Mapping[str, str], where: str = "agents.yaml") -> Config:
     """The same for text. `where` names it in errors."""
     try:
-        root = yaml.compose(text, yaml.SafeLoader)
-        raw = yaml.safe_load(text) or {}
+        root = compose(text)
+        raw = (yaml.SafeLoader("").construct_document(root) if root else None) or {}
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -249,11 +374,16 @@ def parse(text: str, env: Mapping[str, str], where: str = "agents.yaml") -> Conf
             unavailable[name] = f"the environment variable {unset} is not set"
         except ValidationError as error:
             raise _explained(error, root, where, ("agents", name)) from None
-    dialects = {
-        name: str(entry.get("dialect", "")) for name, entry in file.agents.items() if isinstance(entry, dict)
-    }
+        except ConfigError as error:
+            raise located(error, root, where, name) from None
+    dialects = {name: _dialect(entry) for name, entry in file.agents.items() if isinstance(entry, dict)}
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     return Config(agents, unavailable, dialects, file.clients, digest)
+
+
+def compose(text: str) -> yaml.Node | None:
+    """The nodes of the file, for the lines they stand in. Raises yaml.YAMLError."""
+    return yaml.compose(_WRITTEN.sub("\ue000\\1\ue001", text), yaml.SafeLoader)
 
 
 def secrets_of(agent: Agent) -> tuple[str, ...]:
@@ -270,7 +400,8 @@ def json_schema() -> dict[str, Any]:
     schema = _File.model_json_schema()
     agent = _AGENT.json_schema(ref_template="#/$defs/{model}")
     schema["$defs"] = {**schema.get("$defs", {}), **agent.pop("$defs", {})}
-    schema["properties"]["agents"]["additionalProperties"] = agent
+    (names,) = schema["properties"]["agents"]["patternProperties"]
+    schema["properties"]["agents"]["patternProperties"] = {names: agent}
     return schema
 
 
@@ -293,15 +424,19 @@ def _filled(value: Any, env: Mapping[str, str]) -> Any:
     return _VARIABLE.sub(look_up, value)
 
 
+def _dialect(entry: dict[str, Any]) -> str:
+    return str(entry.get("dialect", "function" if "function" in entry else ""))
+
+
 def _refuse_literal_secrets(raw: dict[str, Any], root: yaml.Node | None, where: str) -> None:
     agents = raw.get("agents")
     for name, entry in agents.items() if isinstance(agents, dict) else ():
         for secret in _SECRET_FIELDS:
             value = entry.get(secret) if isinstance(entry, dict) else None
             if isinstance(value, str) and not _VARIABLE.search(value):
-                line = _line(root, ("agents", name, secret))
+                place = _line(root, ("agents", name, secret))
                 raise ConfigError(
-                    f"{where}:{line}: agents.{name}.{secret}: a secret must not stand in the file;"
+                    f"{where}:{place}: agents.{name}.{secret}: a secret must not stand in the file;"
                     f" write ${{NAME}} and set the variable NAME"
                 )
 
@@ -310,13 +445,25 @@ def _explained(
     error: ValidationError, root: yaml.Node | None, where: str, prefix: tuple[str, ...]
 ) -> ConfigError:
     """Pydantic's complaints, a line each, with the place in the file and without the values."""
-    tags = {"openai-chat", "dify-completion", "dify-chat", "dify-workflow", "mapped", "rest", "function"}
     lines = []
     for detail in error.errors(include_url=False, include_input=False):
-        path = prefix + tuple(part for part in detail["loc"] if part not in tags)
+        inner = detail["loc"][1:] if prefix else detail["loc"]  # an agent's begins with its dialect
+        path = prefix + inner
         name = ".".join(map(str, path))
-        lines.append(f"{where}:{_line(root, path)}: {name}: {detail['msg']}")
+        lines.append(f"{where}:{_line(root, path)}: {name}: {_reason(detail)}")
     return ConfigError("\n".join(lines))
+
+
+def located(error: ConfigError, root: yaml.Node | None, where: str, agent: str) -> ConfigError:
+    """What is wrong with one field of `agent`, with its line."""
+    place = ("agents", agent, *error.place)
+    return ConfigError(f"{where}:{_line(root, place)}: {'.'.join(map(str, place))}: {error.reason}")
+
+
+def _reason(detail: ErrorDetails) -> str:
+    if detail["type"] == "extra_forbidden":
+        return "there is no such field here; docs/configuration.md lists them all"
+    return detail["msg"].removeprefix("Value error, ")
 
 
 def _line(node: yaml.Node | None, path: tuple[Any, ...]) -> int:

@@ -19,13 +19,33 @@ BffError
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class BffError(Exception):
     """Anything this project raises on purpose."""
 
 
 class ConfigError(BffError):
-    """The configuration cannot be used; the text names the place, the reason and the remedy."""
+    """The configuration cannot be used; the text names the place, the reason and the remedy.
+
+    `place` leads from the entry of an agent to the field that is wrong.
+    """
+
+    def __init__(self, reason: str, place: tuple[str | int, ...] = ()) -> None:
+        super().__init__(": ".join((".".join(map(str, place)), reason)) if place else reason)
+        self.reason = reason
+        self.place = place
+
+
+@contextmanager
+def at(*place: str | int) -> Iterator[None]:
+    """Names the field in a ConfigError that leaves the block."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(error.reason, (*place, *error.place)) from None
 
 
 class BrokerError(BffError):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from shared.config import Agent, DifyAgent, FunctionAgent, MappedAgent, OpenAIChatAgent, RestAgent
 from shared.events import Json
+from shared.placeholders import names_in
 from shared.requests import Message, RunRequest
 
 CHAT_PARAMETERS = frozenset(
@@ -61,7 +62,7 @@ def _unused(agent: Agent, run: RunRequest) -> Iterator[str]:
             yield "this agent takes text and images by address only: other parts of messages are not used"
     elif isinstance(agent, MappedAgent | RestAgent):
         yield from _unknown_parameters(run, frozenset())
-        yield from _unfilled(f"{agent.url} {agent.request}", run)
+        yield from _unfilled(names_in([agent.url, agent.body]), run)
     elif isinstance(agent, FunctionAgent):
         yield from _unknown_parameters(run, frozenset())
         if run.files:
@@ -87,15 +88,14 @@ def image_address(part: dict[str, Json]) -> str | None:
     return address if isinstance(address, str) and address.startswith(("http://", "https://")) else None
 
 
-def _unfilled(templates: str, run: RunRequest) -> Iterator[str]:
-    squeezed = templates.replace(" ", "")
-    if "{{messages}}" not in squeezed:
-        if run.messages and "{{prompt}}" not in squeezed:
+def _unfilled(names: frozenset[str], run: RunRequest) -> Iterator[str]:
+    if "messages" not in names:
+        if run.messages and "input" not in names:
             yield "this agent's request has no place for messages: they are not used"
         elif len(run.messages) > 1:
             yield "this agent takes the last user message only: earlier messages are not used"
-    unused = sorted(name for name in run.inputs if f"{{{{inputs.{name}}}}}" not in squeezed)
-    if unused and "{{inputs}}" not in squeezed:
+    unused = sorted(name for name in run.inputs if f"inputs.{name}" not in names)
+    if unused and "inputs" not in names:
         yield f"this agent's request has no place for these inputs: {', '.join(unused)}"
     if run.files:
         yield "this agent takes no files: the files are not used"

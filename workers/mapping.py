@@ -20,15 +20,14 @@ from jsonpath_ng.exceptions import JSONPathError
 from jsonpath_ng.parser import parse
 from msgspec import to_builtins
 
-from shared.errors import AgentProtocolError, AgentRejected, ConfigError
+from shared.config import DataPaths
+from shared.errors import AgentProtocolError, AgentRejected, ConfigError, at
 from shared.events import Json
+from shared.placeholders import split
 from shared.requests import RunRequest
 
 MAX_EXPRESSION = 256
 """Characters of an expression; longer ones are mistakes or attacks on the parser."""
-
-_TEMPLATE = re.compile(r"\{\{\s*([A-Za-z_][\w.-]*)\s*\}\}")
-_PLAIN_NAMES = frozenset(("prompt", "messages", "conversation", "user", "inputs", "metadata"))
 
 
 class Path:
@@ -75,6 +74,26 @@ class Path:
         found = self.find(value)
         return (found[0] if self._steps is not None else found) if found else None
 
+    @property
+    def name(self) -> str:
+        """The last field it names, or "outputs" when it names none."""
+        return _last_field(self._parsed) or "outputs"
+
+
+def compile_data(paths: DataPaths | None) -> tuple[tuple[str, Path], ...]:
+    """The paths of structured output with their names. Raises ConfigError."""
+    if paths is None:
+        return ()
+    if isinstance(paths, str):
+        path = compile_path(paths)
+        return ((path.name, path),)
+    return tuple((name, _compiled_at(name, path)) for name, path in paths.items())
+
+
+def _compiled_at(name: str, expression: str) -> Path:
+    with at(name):
+        return compile_path(expression)
+
 
 @lru_cache(maxsize=4096)
 def compile_path(expression: str) -> Path:
@@ -98,10 +117,19 @@ def _steps(node: Any) -> tuple[str | int, ...] | None:
     return None
 
 
-class Template:
-    """A JSON value with `{{ name }}` in its strings.
+def _last_field(node: Any) -> str | None:
+    """The last single field in a parse tree: of `$.a.b[*]` it is `b`."""
+    if isinstance(node, jsonpath_ng.Child | jsonpath_ng.Descendants):
+        return _last_field(node.right) or _last_field(node.left)
+    if isinstance(node, jsonpath_ng.Fields) and len(node.fields) == 1 and node.fields[0] != "*":
+        return str(node.fields[0])
+    return None
 
-    A string that is exactly one template becomes the value itself; elsewhere text is put in.
+
+class Template:
+    """A JSON value with placeholders in its strings.
+
+    A string that is exactly one placeholder becomes the value itself; elsewhere text is put in.
     """
 
     def __init__(self, value: Json) -> None:
@@ -113,12 +141,12 @@ class Template:
 
 
 class UrlTemplate:
-    """An address with templates in path segments and query values, filled percent-encoded."""
+    """An address with placeholders in path segments and query values, filled percent-encoded."""
 
     def __init__(self, url: str) -> None:
-        head = re.match(r"https?://[^/?#]*", url)
-        if head is None or "{{" in head.group():
-            raise ConfigError(f"a template must not stand in the scheme, host or port of {url!r}")
+        head = re.match(r"https?://[^/?#{}]*(?=[/?#]|$)", url)
+        if head is None:
+            raise ConfigError(f"a placeholder must not stand in the scheme, host or port of {url!r}")
         path, mark, query = url[head.end() :].partition("?")
         self._head = head.group()
         self._segments = [_text(segment) for segment in path.split("/")]
@@ -139,8 +167,8 @@ _Text = Callable[[RunRequest, Callable[[Json], str]], str]
 
 
 def _query_pair(pair: str) -> _Text:
-    if "{{" in pair.partition("=")[0]:
-        raise ConfigError(f"a template may stand in the value of a query, not in its name: {pair!r}")
+    if "{" in pair.partition("=")[0]:
+        raise ConfigError(f"a placeholder may stand in the value of a query, not in its name: {pair!r}")
     return _text(pair)
 
 
@@ -151,40 +179,34 @@ def _compiled(value: Json) -> Callable[[RunRequest], Json]:
     if isinstance(value, list | tuple):
         items = [_compiled(inner) for inner in value]
         return lambda run: [inner(run) for inner in items]
-    if not isinstance(value, str) or "{{" not in value:
+    if not isinstance(value, str):
         return lambda run: value
-    exact = _TEMPLATE.fullmatch(value.strip())
-    if exact:
-        return _value(exact.group(1))
+    literals, names = split(value)
+    if not names:
+        return lambda run: literals[0]
+    if literals == ["", ""]:
+        return _value(names[0])
     text = _text(value)
     return lambda run: text(run, as_text)
 
 
 def _text(text: str) -> _Text:
-    """Text with templates; each value is written by the function given."""
-    parts = _TEMPLATE.split(text)
-    if any("{{" in part or "}}" in part for part in parts):
-        raise ConfigError(f"not a template: {text!r}; write {{{{ prompt }}}} or {{{{ inputs.name }}}}")
-    values = {name: _value(name) for name in parts[1::2]}
+    """Text with placeholders; each value is written by the function given."""
+    literals, names = split(text)
+    values = [_value(name) for name in names]
 
     def fill(run: RunRequest, write: Callable[[Json], str]) -> str:
-        return "".join(write(values[part](run)) if place % 2 else part for place, part in enumerate(parts))
+        filled = [write(value(run)) for value in values]
+        return literals[0] + "".join(map("".join, zip(filled, literals[1:], strict=True)))
 
     return fill
 
 
 def _value(name: str) -> Callable[[RunRequest], Json]:
-    """How the value called `name` is taken from a run. Raises ConfigError for an unknown name."""
+    """How the value of a placeholder is taken from a run."""
     head, _, rest = name.partition(".")
-    if (
-        head not in _PLAIN_NAMES
-        or bool(rest) != ("." in name)
-        or (rest and head not in ("inputs", "metadata"))
-    ):
-        raise ConfigError(
-            f"unknown template {{{{ {name} }}}}; known are prompt, messages, conversation, user,"
-            " inputs, inputs.NAME, metadata and metadata.NAME"
-        )
+    if head == "input":
+        return lambda run: run.prompt
     if head == "messages":
         return lambda run: to_builtins(list(run.messages))
     if rest:

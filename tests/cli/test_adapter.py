@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cli.adapter import adapter
+from shared import config
 
 TRANSCRIPTS = Path(__file__).parents[1] / "transcripts"
 TEXT = TRANSCRIPTS / "dify-workflow" / "text_chunk.sse"
@@ -57,7 +58,7 @@ agents:
     dialect: mapped
     url: http://127.0.0.1/x
     framing: sse
-    rules: [{text: $.t}, {event: end, end: true}]
+    events: [{when: {event: end}, end: true}, {text: $.t}]
 """
     )
     body = tmp_path / "body.ndjson"
@@ -67,6 +68,118 @@ agents:
     for arguments in (("--agent", "other", "--config", config), ()):
         assert run("mapped", body, *arguments).exit_code == 1
     assert run("rest", body, "--agent", "odd", "--config", config).exit_code == 1
+
+
+EXAMPLE = """
+agents:
+  writer:   {dialect: openai-chat, url: https://api.openai.com/v1, api_key: ${OPENAI_API_KEY}, model: gpt-5}
+  reviewer: {dialect: dify-workflow, url: ${DIFY_URL}, api_key: ${DIFY_REVIEW_KEY}}
+  house:    {function: our_agents.summarise:stream}
+  legacy:   {dialect: rest, url: http://search.internal/api, body: {q: "{input}"}, text: $.result.summary,
+             data: $.result.hits}
+  odd:
+    dialect: mapped
+    url: http://odd.internal/stream
+    body: {question: "{input}"}
+    events:
+      - {when: {event: message}, text: $.answer}
+      - {when: {$.type: result}, data: $.data.outputs}
+    end: ["[DONE]", message_end, tts_message_end]
+    ignore: [ping]
+"""
+
+RESULT = '{"type": "result", "data": {"outputs": {"n": 1}}}'
+BODIES = {
+    "lines.sse": f"""event: ping
+data: 12:00
+
+event: message
+data: {{"answer": "good", "type": "x"}}
+
+event: message
+data: {{"answer": " day"}}
+
+data: {RESULT}
+
+event: message_end
+data: {{}}
+
+event: tts_message_end
+data: {{}}
+
+""",
+    "event.sse": f"""data: {{"event": "ping"}}
+
+data: {{"event": "message", "answer": "good"}}
+
+data:{{"event": "message", "answer": " day", "type": "ping"}}
+
+data: {RESULT}
+
+data: {{"event": "message_end"}}
+
+""",
+    "type.sse": f"""data: {{"type": "message", "answer": "good"}}
+
+data: {{"type": "message", "answer": " day"}}
+
+data: {RESULT}
+
+data: [DONE]
+
+data: this is never read
+
+""",
+    "lines.ndjson": f"""{{"type": "message", "answer": "good"}}
+{{"event": "message", "answer": " day"}}
+{{"type": "ping"}}
+{RESULT}
+{{"type": "message_end"}}
+""",
+}
+
+
+@pytest.fixture
+def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name, value in {"OPENAI_API_KEY": "key", "DIFY_URL": "http://d/v1", "DIFY_REVIEW_KEY": "key"}.items():
+        monkeypatch.setenv(name, value)
+    file = tmp_path / "agents.yaml"
+    file.write_text(EXAMPLE, "utf-8")
+    return file
+
+
+def test_variables_may_stand_in_flow_style(example: Path) -> None:
+    loaded = config.load(example)
+    assert not loaded.unavailable
+    assert loaded.dialects == {name: agent.dialect for name, agent in loaded.agents.items()}
+    assert {name: agent.dialect for name, agent in loaded.agents.items()} == {
+        "writer": "openai-chat",
+        "reviewer": "dify-workflow",
+        "house": "function",
+        "legacy": "rest",
+        "odd": "mapped",
+    }
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"], ids=["LF", "CRLF"])
+@pytest.mark.parametrize("body", BODIES)
+def test_a_word_finds_its_frames_wherever_their_type_stands(
+    tmp_path: Path, example: Path, body: str, line_end: str
+) -> None:
+    file = tmp_path / body
+    file.write_bytes(BODIES[body].replace("\n", line_end).encode())
+    for size in ("1", "100000"):
+        result = run("mapped", file, "--agent", "odd", "--config", example, "--summary", "--chunk", size)
+        found = json.loads(result.output)
+        assert (found["text"], found["outputs"], found["error"]) == ("good day", {"n": 1}, None)
+        assert (found["complete"], found["finish_reason"]) == (True, "stop")
+
+
+def test_a_service_is_read_by_its_paths(tmp_path: Path, example: Path) -> None:
+    file = tmp_path / "answer.json"
+    file.write_text('{"result": {"summary": "short", "hits": [1]}}')
+    found = json.loads(run("rest", file, "--agent", "legacy", "--config", example, "--summary").output)
+    assert (found["text"], found["outputs"]) == ("short", [1])
 
 
 def test_another_suffix_is_read_in_the_dialects_own_framing(tmp_path: Path) -> None:

@@ -143,20 +143,38 @@ MISTAKES = {
         "metod",
     ),
     "a path that is none": (
-        "agents:\n  a:\n    dialect: mapped\n    url: http://h/\n    rules:\n      - text: $.[\n",
-        ":6:",
+        "agents:\n  a:\n    dialect: mapped\n    url: http://h/\n    end: [x]\n    events:\n"
+        "      - {when: {event: a}, text: $.a}\n      - when: {event: b}\n        text: $.[\n",
+        ":9: agents.a.events.1.text: ",
         "not a JSONPath",
     ),
     "an unknown template": (
-        "agents:\n  a:\n    dialect: rest\n    url: http://h/\n    request: {q: '{{ promt }}'}\n",
-        ":5:",
-        "promt",
+        "agents:\n  a:\n    dialect: rest\n    url: http://h/\n"
+        "    body:\n      all: ['{input}', '{promt}']\n",
+        ":6: agents.a.body.all.1: ",
+        "unknown placeholder {promt}; known are {input}",
     ),
     "a function that is not there": (
-        "agents:\n  a:\n    dialect: function\n    call: cli.examples:nobody\n",
-        ":4:",
+        "agents:\n  a:\n    function: cli.examples:nobody\n",
+        ":3: agents.a.function: ",
         "cli.examples:nobody",
     ),
+    "a function that is no name of one": (
+        "agents:\n  a:\n    description: x\n    function: cli.examples\n",
+        ":4: agents.a.function: ",
+        "pattern",
+    ),
+    "an old name of a field": (
+        "agents:\n  a:\n    dialect: mapped\n    url: http://h/\n    end: [x]\n    rules: [{text: $.a}]\n",
+        ":6: agents.a.rules: ",
+        "no such field",
+    ),
+    "rules that nothing can end": (
+        "agents:\n  a:\n    dialect: mapped\n    url: http://h/\n    events: [{text: $.a}]\n",
+        ":2: agents.a: ",
+        "nothing ends an answer",
+    ),
+    "no word of how it speaks": ("agents:\n  a:\n    url: http://h/\n", ":2: agents.a: ", "`dialect`"),
     "a key in the file": (
         "agents:\n  a:\n    dialect: rest\n    url: http://h/\n    api_key: sk-canary\n",
         ":5:",
@@ -181,7 +199,10 @@ async def test_check_names_the_line_and_the_reason(tmp_path: Path, mistake: str)
 async def test_check_prints_a_schema() -> None:
     code, out, _ = await run("check", "--schema")
     assert code == 0
-    assert json.loads(out)["properties"]["agents"]
+    schema = json.loads(out)
+    (agent,) = schema["properties"]["agents"]["patternProperties"].values()
+    assert {"$ref": "#/$defs/FunctionAgent"} in agent["oneOf"]
+    assert schema["$defs"]["FunctionAgent"]["required"] == ["function"]
 
 
 async def test_shipped_configuration_is_good() -> None:

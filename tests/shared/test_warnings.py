@@ -17,7 +17,7 @@ USER = Message("user", "Hi")
 OPENAI = {"dialect": "openai-chat", "url": "http://a", "model": "m"}
 DIFY = {"dialect": "dify-chat", "url": "http://a"}
 REST = {"dialect": "rest", "url": "http://a"}
-FUNCTION = {"dialect": "function", "call": "a:b"}
+FUNCTION = {"function": "a:b"}
 
 
 def told(agent: dict[str, Any], run: RunRequest) -> str:
@@ -40,7 +40,7 @@ def test_a_plain_request_is_honoured_whole(agent: dict[str, Any]) -> None:
         (DIFY, RunRequest((Message("assistant", None, tool_calls=[{}]), USER)), "parts"),
         (REST, RunRequest((Message("user", "a"), USER)), "last user message"),
         (REST, RunRequest((USER,), {"lang": "de"}), "lang"),
-        ({**REST, "request": {"q": 1}}, RunRequest((USER,)), "no place for messages"),
+        ({**REST, "body": {"q": "{{input}}"}}, RunRequest((USER,)), "no place for messages"),
         (FUNCTION, RunRequest((USER,), params={"seed": 1}), "seed"),
     ],
 )
@@ -49,5 +49,5 @@ def test_what_an_agent_cannot_take_is_told(agent: dict[str, Any], run: RunReques
 
 
 def test_what_a_template_takes_is_not_told() -> None:
-    agent = {**REST, "url": "http://a/?l={{ inputs.lang }}", "request": {"m": "{{ messages }}"}}
+    agent = {**REST, "url": "http://a/?l={inputs.lang}", "body": {"m": "{messages}"}}
     assert told(agent, RunRequest((USER, USER), {"lang": "de"})) == ""

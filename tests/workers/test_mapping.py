@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import jsonpath_ng
@@ -78,14 +79,15 @@ def test_a_long_path_is_refused() -> None:
 def test_a_template_alone_becomes_the_value_and_within_text_becomes_text() -> None:
     template = Template(
         {
-            "q": "{{ prompt }}",
-            "list": "{{inputs.list}}",
-            "text": "Dear {{ inputs.name }}: {{ inputs.list }} {{ inputs.absent }}",
-            "absent": "{{ inputs.absent }}",
-            "all": ["{{ messages }}", {"team": "{{ metadata.team }}"}],
-            "user": "{{ user }}",
+            "q": "{input}",
+            "list": "{inputs.list}",
+            "text": "Dear {inputs.name}: {inputs.list} {inputs.absent}",
+            "absent": "{inputs.absent}",
+            "all": ["{messages}", {"team": "{metadata.team}"}],
+            "user": "{user}",
             "fixed": 3,
-            "{{ prompt }}": "keys stay",
+            "braces": "{{input}} {{{input}}} }}{{",
+            "{input}": "keys stay",
         }
     )
     assert template.fill(RUN) == {
@@ -99,27 +101,39 @@ def test_a_template_alone_becomes_the_value_and_within_text_becomes_text() -> No
         ],
         "user": None,
         "fixed": 3,
-        "{{ prompt }}": "keys stay",
+        "braces": '{input} {what\n"now"?} }{',
+        "{input}": "keys stay",
     }
 
 
 def test_what_a_user_writes_is_never_a_template() -> None:
-    run = RunRequest((Message("user", "{{ metadata.secret }}"),), metadata={"secret": "s"})
-    assert Template("-{{ prompt }}-").fill(run) == "-{{ metadata.secret }}-"
+    run = RunRequest((Message("user", "{metadata.secret}"),), metadata={"secret": "s"})
+    assert Template("-{input}-").fill(run) == "-{metadata.secret}-"
 
 
 @pytest.mark.parametrize(
-    "text", ["{{ nope }}", "{{ prompt.x }}", "{{ inputs. }}", "{{ prompt", "{{ a b }}", "{{ __class__ }}"]
+    "text",
+    [
+        "{nope}",
+        "{input.x}",
+        "{inputs.}",
+        "{input",
+        "{ input }",
+        "{__class__}",
+        "{inputs.a b}",
+        "a}",
+        '{"a": 1}',
+    ],
 )
-def test_an_unknown_template_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError):
+def test_an_unknown_placeholder_is_refused_by_name(text: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(text)):
         Template({"x": text + " "})
 
 
 def test_an_address_is_filled_percent_encoded() -> None:
-    template = UrlTemplate("http://host:80/v1/{{ inputs.name }}/ask?q={{ prompt }}&n=1")
+    template = UrlTemplate("http://host:80/v1/{inputs.name}/ask?q={input}&n=1")
     assert template.fill(RUN) == "http://host:80/v1/Ada/ask?q=what%0A%22now%22%3F&n=1"
-    assert "a%2Fb%3Fc%23d%40e" in UrlTemplate("http://h/{{ prompt }}").fill(
+    assert "a%2Fb%3Fc%23d%40e" in UrlTemplate("http://h/{input}").fill(
         RunRequest((Message("user", "a/b?c#d@e"),))
     )
 
@@ -127,17 +141,17 @@ def test_an_address_is_filled_percent_encoded() -> None:
 @pytest.mark.parametrize("value", ["..", ".", ""])
 def test_a_value_cannot_change_the_path(value: str) -> None:
     with pytest.raises(AgentRejected):
-        UrlTemplate("http://h/users/{{ inputs.x }}/data").fill(RunRequest(inputs={"x": value}))
+        UrlTemplate("http://h/users/{inputs.x}/data").fill(RunRequest(inputs={"x": value}))
 
 
 @pytest.mark.parametrize(
     "url",
     [
-        "{{ inputs.x }}://h/",
-        "http://{{ inputs.x }}/",
-        "http://h:{{ inputs.x }}/",
-        "http://h/?{{ inputs.x }}=1",
-        "http://h/{{ nope }}",
+        "{inputs.x}://h/",
+        "http://{inputs.x}/",
+        "http://h:{inputs.x}/",
+        "http://h/?{inputs.x}=1",
+        "http://h/{nope}",
     ],
 )
 def test_a_template_elsewhere_in_an_address_is_refused(url: str) -> None:

@@ -60,7 +60,7 @@ class Function:
 
     def request(self, run: RunRequest) -> AgentRequest:
         """A function is called, not requested."""
-        raise AgentProtocolError(f"{self._config.call} is a function and has no address")
+        raise AgentProtocolError(f"{self._config.function} is a function and has no address")
 
     def map(self, frame: ServerSentEvent) -> Iterable[Event]:
         """The events of what the function gave."""
@@ -76,7 +76,7 @@ class Function:
     def finish(self) -> Iterable[Event]:
         """The end; of a function that returned, also without a word of its own."""
         if not self.complete:
-            raise AgentTruncated(f"{self._config.call} did not return")
+            raise AgentTruncated(f"{self._config.function} did not return")
         return self._json.mend(
             [*self._blocks.close(), self._end or RunCompleted("stop", None, self._usage, self._outputs)]
         )
@@ -93,10 +93,12 @@ class Function:
         try:
             event = load(frame.event, frame.data)
         except msgspec.ValidationError as error:
-            raise AgentProtocolError(f"{self._config.call} gave a wrong {frame.event}: {error}") from None
+            raise AgentProtocolError(f"{self._config.function} gave a wrong {frame.event}: {error}") from None
         match event:
             case None | RunAccepted() | RunQueued() | RunStarted():
-                raise AgentProtocolError(f"{self._config.call} gave {frame.event}, which is not its to give")
+                raise AgentProtocolError(
+                    f"{self._config.function} gave {frame.event}, which is not its to give"
+                )
             case TextStart() | TextEnd() | ReasoningStart() | ReasoningEnd():
                 return ()
             case TextDelta(text=text, refusal=refusal):

@@ -1,41 +1,59 @@
-"""Agents that nobody wrote code for: rules from the configuration over SSE or NDJSON frames."""
+"""Agents that nobody wrote code for: rules from the configuration over SSE or NDJSON frames.
+
+A word of the configuration stands for a frame: a bare one for its type (the `event:` line, else
+`$.event`, else `$.type`), one in brackets for its raw data. Of the rules the first that applies is
+used; a frame that `end` names may hold something for a rule as well (usage, mostly).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
 from shared.config import MappedAgent, Rule
-from shared.errors import AgentError, AgentProtocolError, AgentTruncated
-from shared.events import Data, Event, Json, RunCompleted, RunIds, Step, Usage
+from shared.errors import AgentError, AgentProtocolError, AgentTruncated, at
+from shared.events import Event, Json, RunCompleted, RunIds, Step, Usage
 from shared.requests import RunRequest
 from shared.sse import ServerSentEvent
 from workers.dialects.base import AgentRequest
 from workers.dialects.blocks import Blocks
 from workers.dialects.decoding import FrameJson
+from workers.dialects.outputs import Outputs
 from workers.dialects.reported import shown
 from workers.dialects.templated import TemplatedRequest
-from workers.mapping import Path, as_text, compile_path
+from workers.mapping import Path, as_text, compile_data, compile_path
 
 _ACCEPT = {"sse": "text/event-stream", "ndjson": "application/x-ndjson"}
 
 
+class _Words:
+    """Words by what they stand for."""
+
+    def __init__(self, words: Iterable[str]) -> None:
+        bracketed = {word for word in words if word.startswith("[") and word.endswith("]")}
+        self.raw = frozenset(word.encode() for word in bracketed)
+        self.types = frozenset(words) - bracketed
+
+
 class _CompiledRule:
     def __init__(self, rule: Rule) -> None:
-        self.event = rule.event
-        self.when = [(compile_path(path), value) for path, value in rule.when.items()]
-        self.text = _path(rule.text)
-        self.whole = _path(rule.whole)
-        self.reasoning = _path(rule.reasoning)
-        self.data = [(name, compile_path(path)) for name, path in rule.data.items()]
-        self.usage = [(name, compile_path(path)) for name, path in rule.usage.items()]
-        self.step = _path(rule.step)
-        self.conversation = _path(rule.conversation)
-        self.error = _path(rule.error)
+        self.words = _Words([] if rule.word is None else [rule.word])
+        conditions = ((path, wanted) for path, wanted in rule.when.items() if path != "event")
+        self.when = [(_at("when", path, path), wanted) for path, wanted in conditions]
+        self.text = _path("text", rule.text)
+        self.whole = _path("whole", rule.whole)
+        self.reasoning = _path("reasoning", rule.reasoning)
+        with at("data"):
+            self.data = compile_data(rule.data)
+        self.usage = [(name, _at("usage", name, path)) for name, path in rule.usage.items()]
+        self.step = _path("step", rule.step)
+        self.conversation = _path("conversation", rule.conversation)
+        self.error = _path("error", rule.error)
         self.end = rule.end
         self.ignore = rule.ignore
+        self._any_word = rule.word is None
 
-    def applies(self, name: str, value: Json) -> bool:
-        if self.event is not None and self.event != name:
+    def applies(self, frame: ServerSentEvent, kind: str, value: Json) -> bool:
+        if not (self._any_word or kind in self.words.types or frame.data in self.words.raw):
             return False
         return all(any(_equal(found, wanted) for found in path.find(value)) for path, wanted in self.when)
 
@@ -51,13 +69,15 @@ class Mapped:
         self.unmatched = 0
         self._config = config
         self._request = TemplatedRequest(config, _ACCEPT[config.framing])
-        self._rules = [_CompiledRule(rule) for rule in config.rules]
-        self._done = None if config.done is None else config.done.encode()
+        self._rules = list(_compiled(config.events))
+        self._plain = frozenset().union(*(rule.words.raw for rule in self._rules))
+        self._end = _Words(config.end)
+        self._ignore = _Words(config.ignore)
         self._json = FrameJson()
         self._blocks = Blocks()
         self._whole = ""
         self._usage: Usage | None = None
-        self._outputs: Json = None
+        self._outputs = Outputs(name for rule in self._rules for name, _ in rule.data)
 
     def request(self, run: RunRequest) -> AgentRequest:
         """The configured request, filled."""
@@ -65,11 +85,13 @@ class Mapped:
 
     def map(self, frame: ServerSentEvent) -> Iterable[Event]:
         """The events of one frame, by the first rule that applies."""
-        if self.closed or not frame.data:
+        if self.closed or not (frame.data or frame.event):
             return ()
-        if self._done is not None and frame.data == self._done:
+        if frame.data in self._end.raw:
             self.complete = self.closed = True
             return self._json.mend(self._blocks.close())
+        if frame.data in self._ignore.raw or frame.event in self._ignore.types:
+            return ()
         return self._json.mend(self._map(frame))
 
     def finish(self) -> Iterable[Event]:
@@ -81,14 +103,30 @@ class Mapped:
         return None
 
     def _map(self, frame: ServerSentEvent) -> Iterator[Event]:
-        text = self._config.content == "text"
-        value = frame.data.decode("utf-8", "replace") if text else self._json.value(frame.data)
-        name = frame.event or _type(value)
-        rule = next((rule for rule in self._rules if rule.applies(name, value)), None)
+        value = self._value(frame)
+        kind = frame.event or _type(value)
+        if kind in self._ignore.types:
+            return
+        rule = next((rule for rule in self._rules if rule.applies(frame, kind, value)), None)
+        ends = kind in self._end.types
         if rule is None:
-            self.unmatched += 1
+            self.unmatched += not ends
         elif not rule.ignore:
             yield from self._apply(rule, value)
+        if ends or (rule and rule.end):
+            self.complete = True
+            yield from self._blocks.close()
+
+    def _value(self, frame: ServerSentEvent) -> Json:
+        """What rules see: JSON, or text where the configuration says so. Raises AgentProtocolError."""
+        if self._config.content == "text" or frame.data in self._plain:
+            return frame.data.decode("utf-8", "replace")
+        try:
+            return self._json.value(frame.data)
+        except AgentProtocolError:
+            if frame.data and frame.event not in self._end.types:  # the end may come with any words
+                raise
+            return None
 
     def _apply(self, rule: _CompiledRule, value: Json) -> Iterator[Event]:
         if rule.conversation and (conversation := rule.conversation.first(value)):
@@ -97,17 +135,11 @@ class Mapped:
             yield from self._map_text(rule, value)
         if rule.step and (step := rule.step.first(value)):
             yield Step(shown(_text(rule.step, step)), "started")
-        for name, path in rule.data:
-            if (found := path.all(value)) is not None:
-                self._outputs = found if name == "outputs" else self._outputs
-                yield Data(name, found)
+        yield from self._outputs.take(rule.data, value)
         yield from self._count(rule, value)
         if rule.error and (error := rule.error.first(value)) is not None:
             yield from self._blocks.close()
             raise AgentError(shown(as_text(error)))
-        if rule.end:
-            self.complete = True
-            yield from self._blocks.close()
 
     def _map_text(self, rule: _CompiledRule, value: Json) -> Iterator[Event]:
         if rule.reasoning:
@@ -132,11 +164,23 @@ class Mapped:
         if not (self.complete or self._config.end_of_body_completes):
             raise AgentTruncated("the agent closed the stream before its end marker")
         self.complete = True
-        yield RunCompleted("stop", self.ended_as, self._usage, self._outputs)
+        yield RunCompleted("stop", self.ended_as, self._usage, self._outputs.whole)
 
 
-def _path(expression: str | None) -> Path | None:
-    return None if expression is None else compile_path(expression)
+def _compiled(rules: Iterable[Rule]) -> Iterator[_CompiledRule]:
+    for place, rule in enumerate(rules):
+        with at("events", place):
+            yield _CompiledRule(rule)
+
+
+def _path(field: str, expression: str | None) -> Path | None:
+    with at(field):
+        return None if expression is None else compile_path(expression)
+
+
+def _at(field: str, name: str, expression: str) -> Path:
+    with at(field, name):
+        return compile_path(expression)
 
 
 def _type(value: Json) -> str:

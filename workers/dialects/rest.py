@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from shared.config import RestAgent
-from shared.errors import AgentError, AgentProtocolError, AgentTruncated
-from shared.events import Data, Event, Json, RunCompleted
+from shared.errors import AgentError, AgentProtocolError, AgentTruncated, at
+from shared.events import Event, Json, RunCompleted
 from shared.requests import RunRequest
 from shared.sse import ServerSentEvent
 from workers.dialects.base import AgentRequest
 from workers.dialects.blocks import Blocks
 from workers.dialects.decoding import FrameJson
+from workers.dialects.outputs import Outputs
 from workers.dialects.reported import shown
 from workers.dialects.templated import TemplatedRequest
-from workers.mapping import as_text, compile_path
+from workers.mapping import as_text, compile_data, compile_path
 
 
 class Rest:
@@ -27,10 +28,13 @@ class Rest:
         self.closed = False
         self.ended_as: str | None = None
         self._request = TemplatedRequest(config, "application/json, text/plain;q=0.5")
-        self._answer = compile_path(config.answer) if config.answer else None
-        self._error = compile_path(config.error) if config.error else None
-        self._outputs_path = compile_path(config.outputs) if config.outputs else None
-        self._outputs: Json = None
+        with at("text"):
+            self._text = compile_path(config.text) if config.text else None
+        with at("error"):
+            self._error = compile_path(config.error) if config.error else None
+        with at("data"):
+            self._data = compile_data(config.data or (None if config.text else "$"))
+        self._outputs = Outputs(name for name, _ in self._data)
         self._json = FrameJson()
         self._blocks = Blocks()
 
@@ -46,7 +50,7 @@ class Rest:
         """The end."""
         if not self.complete:
             raise AgentTruncated("the agent answered with nothing")
-        return self._json.mend([RunCompleted("stop", None, None, self._outputs)])
+        return self._json.mend([RunCompleted("stop", None, None, self._outputs.whole)])
 
     def stop_request(self) -> AgentRequest | None:
         """There is none: closing the connection is all that can be done."""
@@ -68,14 +72,9 @@ class Rest:
         error = self._error.first(value) if self._error else None
         if error is not None:
             raise AgentError(shown(as_text(error)))
-        if self._answer is not None:
-            found = self._answer.find(value)
+        if self._text is not None:
+            found = self._text.find(value)
             if not found:
-                raise AgentProtocolError(f"the answer has nothing at {self._answer.expression}")
+                raise AgentProtocolError(f"the answer has nothing at {self._text.expression}")
             yield from self._blocks.text("".join(as_text(part) for part in found))
-        if self._outputs_path is not None:
-            self._outputs = self._outputs_path.all(value)
-        elif self._answer is None:
-            self._outputs = value
-        if self._outputs is not None:
-            yield Data("outputs", self._outputs)
+        yield from self._outputs.take(self._data, value)

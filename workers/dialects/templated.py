@@ -1,8 +1,9 @@
-"""Requests that the configuration writes out, with templates for what a run fills in."""
+"""Requests that the configuration writes out, with placeholders for what a run fills in."""
 
 from __future__ import annotations
 
 from shared.config import MappedAgent, RestAgent
+from shared.errors import at
 from shared.requests import RunRequest
 from workers.dialects.base import AgentRequest
 from workers.dialects.endpoints import headers
@@ -10,14 +11,14 @@ from workers.mapping import Template, UrlTemplate
 
 
 class TemplatedRequest:
-    """The request of a `mapped` or `rest` agent. Raises ConfigError for templates that are none."""
+    """The request of a `mapped` or `rest` agent. Raises ConfigError for unknown placeholders."""
 
     def __init__(self, config: MappedAgent | RestAgent, accept: str) -> None:
-        body = config.request
         self._config = config
         self._accept = accept
-        self._url = UrlTemplate(config.url)
-        self._body = Template({**config.body, **body} if isinstance(body, dict) else body)
+        with at("url"):
+            self._url = UrlTemplate(config.url)
+        self._body = Template(config.body)
 
     def fill(self, run: RunRequest) -> AgentRequest:
         """The request for one run. Raises AgentRejected for a value its address cannot hold."""

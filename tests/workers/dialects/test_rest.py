@@ -9,7 +9,7 @@ import pytest
 from cli.adapter import Replay
 from shared.config import RestAgent
 from shared.errors import AgentError, AgentProtocolError, AgentTruncated
-from shared.events import Event
+from shared.events import Data, Event
 from shared.requests import Message, RunRequest
 from shared.sse import ServerSentEvent
 from shared.summary import Summary
@@ -31,8 +31,9 @@ def play(body: bytes, **options: Any) -> tuple[list[Event], Summary, AgentError 
 
 def test_text_and_outputs_are_taken_by_path() -> None:
     body = b'{"result": {"summary": "short", "hits": [1, 2]}}'
-    events, total, _ = play(body, answer="$.result.summary", outputs="$.result.hits")
+    events, total, _ = play(body, text="$.result.summary", data="$.result.hits")
     assert (total.text, total.outputs) == ("short", [1, 2])
+    assert Data("hits", [1, 2]) in events
     assert [event.type for event in events] == [
         "text.start",
         "text.delta",
@@ -42,13 +43,19 @@ def test_text_and_outputs_are_taken_by_path() -> None:
     ]
 
 
+def test_several_outputs_are_named_and_an_object() -> None:
+    events, total, _ = play(b'{"a": 1, "b": {"c": 2}}', data={"x": "$.a", "y": "$.b.c", "z": "$.d"})
+    assert [event for event in events if event.type == "data"] == [Data("x", 1), Data("y", 2)]
+    assert total.outputs == {"x": 1, "y": 2}
+
+
 def test_without_a_path_the_whole_answer_is_data() -> None:
     _, total, _ = play(b'{"a": 1}')
     assert (total.text, total.outputs) == ("", {"a": 1})
 
 
 def test_what_is_not_json_is_text() -> None:
-    assert play("schön".encode(), answer="$.x")[1].text == "schön"
+    assert play("schön".encode(), text="$.x")[1].text == "schön"
 
 
 @pytest.mark.parametrize("body", [b'{"a": ', b"[1,"])
@@ -57,7 +64,7 @@ def test_json_that_was_cut_is_a_protocol_error(body: bytes) -> None:
 
 
 def test_an_answer_without_what_was_asked_for_is_a_protocol_error() -> None:
-    assert "$.x" in str(play(b'{"a": 1}', answer="$.x")[2])
+    assert "$.x" in str(play(b'{"a": 1}', text="$.x")[2])
 
 
 def test_an_error_is_found_by_path() -> None:
@@ -70,7 +77,7 @@ def test_no_body_is_no_answer() -> None:
 
 
 def test_the_request_is_filled() -> None:
-    request = make(body={"limit": 3}).request(RunRequest((Message("user", "q"),)))
+    request = make(body={"limit": 3, "input": "{input}"}).request(RunRequest((Message("user", "q"),)))
     assert (request.method, request.url, request.body) == (
         "POST",
         "http://old/search",
