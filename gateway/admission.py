@@ -13,6 +13,7 @@ import logging
 import secrets
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import msgspec
@@ -23,10 +24,10 @@ from shared import requests
 from shared.broker import patiently
 from shared.config import Agent, Config, OnDisconnect, OpenAIChatAgent
 from shared.conversations import Conversations
-from shared.errors import BrokerError, RequestError
+from shared.errors import BrokerError, BrokerUnavailable, RequestError
 from shared.events import SCHEMA, RunAccepted, RunQueued
 from shared.failpoints import failpoint
-from shared.index import RunIndex
+from shared.index import Added, RunIndex
 from shared.jobs import Queue
 from shared.requests import RunRequest
 from shared.stream_log import Created, Log, NewRun
@@ -113,17 +114,22 @@ class Admission:
         """
         name, agent = self._agent(caller, order.agent, order.agent_field)
         run = self._run_id(caller, order)
-        waiting, running, own_id = await asyncio.gather(
+        waiting, added, own_id = await asyncio.gather(
             self._queue.length(),
-            self._index.add(run, caller.tenant, int(time.time() * 1000)),
+            self._index.add(run, caller.tenant, _now_ms()),
             self._own_id(caller, name, order.request.conversation),
         )
-        refusal = self._no_room(caller, waiting, running)
-        if refusal is not None and not (order.idempotency_key and (await self._log.meta([run]))[0]):
-            await self._index.forget(run, caller.tenant)
+        refusal = self._no_room(caller, waiting, added.others)
+        if refusal is not None and not (order.idempotency_key and await self._is_there(run)):
+            await self._take_back(run, caller, added)
             raise refusal
         new = self._new_run(run, caller, name, agent, order, waiting, own_id)
-        created = await patiently(lambda: self._log.create(new), time.monotonic() + _CREATE_PATIENCE)
+        try:
+            created = await patiently(lambda: self._log.create(new), time.monotonic() + _CREATE_PATIENCE)
+        except BrokerError as error:
+            if not isinstance(error, BrokerUnavailable):  # whose answer may be lost, and the run be there
+                await self._take_back(run, caller, added)
+            raise
         if created.new:
             failpoint("after_accept")
             await self._enqueue(new, created)
@@ -213,11 +219,29 @@ class Admission:
             },
         )
 
+    async def _is_there(self, run: str) -> bool:
+        return bool((await self._log.meta([run]))[0])
+
+    async def _take_back(self, run: str, caller: Caller, added: Added) -> None:
+        """Out of the index again, unless the same order has become a run meanwhile. Best effort."""
+        with suppress(BrokerError):
+            await self._index.take_back(run, caller.tenant, added)
+            if await self._is_there(run):
+                await self._index.add(run, caller.tenant, _now_ms())
+
     async def _enqueue(self, new: NewRun, created: Created) -> None:
+        """Put it on the queue, and, in the same round trip, into the index, whoever took it out meanwhile."""
         try:
-            await self._queue.put(new.run, created.job, created.time_ms, new.queue_ms + _JOB_MARGIN_MS)
+            await asyncio.gather(
+                self._index.reopen(new.run, created.time_ms),
+                self._queue.put(new.run, created.job, created.time_ms, new.queue_ms + _JOB_MARGIN_MS),
+            )
         except BrokerError as error:
             log.warning("run %s was accepted but not queued, which the sweep does next: %s", new.run, error)
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
 
 
 def offered_agents(config: Config, caller: Caller) -> Sequence[str]:

@@ -11,17 +11,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from gateway.encoder import Encoder
+from gateway.permanent import permanent
 from gateway.subscriber import Position, StreamGone, Subscriber
-from gateway.window import EncodedView, Track, View, Window
+from gateway.window import EncodedView, Limits, Track, View, Window
 from shared import cursor, keys
 from shared.broker import Broker
 from shared.cursor import Cursor
-from shared.errors import BrokerError, BrokerUnavailable
+from shared.errors import BrokerError, BrokerUnavailable, RequestError
 from shared.stream_log import Entry, Log, parse_published
 from shared.subscription import Subscription
 
@@ -40,6 +42,9 @@ HOLE_PATIENCE = 3.0
 
 OUT_PATIENCE = 60.0
 """Seconds without Redis after which viewers are let go; they come back by themselves (R4)."""
+
+CUT_COUNTS = 15.0
+"""Seconds for which a viewer that this gateway cut off counts as one that comes back."""
 
 _SIGN_OF_VIEWERS_EVERY = 5.0
 _TICK = 0.5
@@ -60,12 +65,26 @@ class Hub:
     """Windows of the runs that clients of this process watch."""
 
     def __init__(
-        self, log_: Log, broker: Broker, gateway: str, *, window_bytes: int, redis_timeout: float
+        self,
+        log_: Log,
+        broker: Broker,
+        gateway: str,
+        *,
+        redis_timeout: float,
+        window_bytes: int,
+        window_events: int = 256,
+        window_total_bytes: int = 256 << 20,
+        max_viewers: int = 1000,
     ) -> None:
-        """`gateway` is this process' name among the viewers of a run."""
+        """`gateway` is this process' name among the viewers of a run; `max_viewers` are for each run.
+
+        Beyond `window_total_bytes` over all runs the largest windows are trimmed to an equal share.
+        """
         self._log = log_
         self._gateway = gateway
-        self._window_bytes = window_bytes
+        self._limits = Limits(window_bytes, window_events)
+        self._total_bytes = window_total_bytes
+        self._max_viewers = max_viewers
         self._timeout = redis_timeout
         self._watched: dict[str, _Watched] = {}
         self._subscription = Subscription(broker, self._on_message, self._on_connected, sharded=True)
@@ -75,9 +94,8 @@ class Hub:
         """A gateway that shuts down does not say that its viewers left: they are coming back elsewhere."""
 
     async def __aenter__(self) -> Hub:
-        for work in (self._subscription.run(), self._tick_for_ever()):
-            task = asyncio.create_task(work)
-            self._stack.push_async_callback(_cancelled, task)
+        await self._stack.enter_async_context(permanent("the subscription", self._subscription.run))
+        await self._stack.enter_async_context(permanent("the hub's clock", self._tick_for_ever))
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -89,11 +107,13 @@ class Hub:
     async def subscribe(self, run: str, view: View, position: Position | None) -> AsyncIterator[Subscriber]:
         """Watch a run from `position` (None: from its start).
 
-        Raises StreamGone when there is no such stream, BrokerError when Redis cannot be asked.
+        Raises RequestError when there are too many viewers, StreamGone when there is no such stream,
+        BrokerError when Redis cannot be asked.
         """
+        self._check_room(run)
         watched = self._watched.get(run)
         if watched is None:
-            watched = self._watched[run] = _Watched(Window(run, self._window_bytes))
+            watched = self._watched[run] = _Watched(Window(run, self._limits))
             watched.opened = self._spawn(self._open(watched))
         window = watched.window
         window.viewers += 1
@@ -106,6 +126,8 @@ class Hub:
                 yield subscriber
             finally:
                 subscriber.release()
+                if not subscriber.left:
+                    window.cut_at = time.monotonic()
         finally:
             window.viewers -= 1
             if window.viewers == 0 and self._watched.get(run) is watched:
@@ -122,11 +144,20 @@ class Hub:
         """How many connections of this process watch any run."""
         return sum(watched.window.viewers for watched in self._watched.values())
 
+    def _check_room(self, run: str) -> None:
+        if self.viewers(run) >= self._max_viewers:
+            raise RequestError(
+                429,
+                "too_many_viewers",
+                f"this run has {self._max_viewers} viewers at this gateway, which is the limit",
+                retry_after=2,
+            )
+
     async def shared_view(self, window: Window, track: Track, view: View) -> EncodedView:
         """The frames of a track in a view, encoded once for all who see it so."""
         shared = track.views.get(view.key)
         if shared is None:
-            fresh = EncodedView(view.make())
+            fresh = EncodedView(Encoder(window.run, view.make()))
             await self._prime(window, track, fresh)
             shared = track.views.setdefault(view.key, fresh)
         shared.users += 1
@@ -169,7 +200,7 @@ class Hub:
         if window.track.last == cursor.START:
             raise StreamGone
         watched.opened = None
-        if not window.ended:
+        if window.viewers and not window.ended:
             watched.signed_at = time.monotonic()
             self._spawn(self._sign([window.run]))
 
@@ -178,7 +209,8 @@ class Hub:
         try:
             if window.run not in self._watched:
                 await self._subscription.remove(keys.channel(window.run))
-            if not (window.ended or self.draining or window.track.last == cursor.START):
+            coming_back = self.draining or time.monotonic() - window.cut_at < CUT_COUNTS
+            if not (coming_back or window.ended or window.track.last == cursor.START):
                 await self._log.leave(window.run, self._gateway)
         except BrokerError as error:
             log.info("could not say that viewers left: %s", error)
@@ -218,13 +250,24 @@ class Hub:
                     await asyncio.sleep(0.1)
         except BrokerError as error:
             log.info("a stream could not be read, trying again: %s", error)
+        except Exception:
+            log.exception("run %s cannot be read; its viewers are told so", window.run)
+            window.fail()
         finally:
             watched.filling = None
 
     async def _lost_entries(self, window: Window) -> bool:
-        """Whether the stream holds less than was read from it: rolled back, deleted or expired."""
+        """Whether the stream lacks what was read from it: rolled back, deleted or expired.
+
+        Also when something else, as an end, stands now where the last entry stood.
+        """
+        held = window.newest  # before the look: the channel may bring more meanwhile
         newest = (await self._log.last([window.run]))[0]
-        return not window.ended and (newest is None or newest.cursor < window.track.last)
+        if window.ended or held is None:
+            return False
+        return (
+            newest is None or newest.cursor < held.cursor or (newest.cursor == held.cursor and newest != held)
+        )
 
     async def _everything(self, window: Window) -> list[Entry]:
         entries: list[Entry] = []
@@ -238,6 +281,7 @@ class Hub:
         out_since: float | None = None
         while True:
             await asyncio.sleep(_TICK)
+            self._keep_within_total()
             try:
                 await self._check_silent()
                 await self._sign_viewers()
@@ -247,9 +291,18 @@ class Hub:
             except BrokerError:
                 log.exception("watched runs could not be checked")
             lost = out_since is not None and time.monotonic() - out_since > OUT_PATIENCE
-            if lost:
-                for watched in list(self._watched.values()):
+            for watched in list(self._watched.values()):
+                if lost:
                     watched.window.let_go()
+                elif out_since is None:
+                    watched.window.let_go_of = False
+
+    def _keep_within_total(self) -> None:
+        windows = [watched.window for watched in self._watched.values()]
+        if sum(window.track.size for window in windows) > self._total_bytes:
+            share = Limits(self._total_bytes // len(windows), self._limits.events)
+            for window in windows:
+                window.track.trim(share)
 
     async def _check_silent(self) -> None:
         now = time.monotonic()
@@ -261,11 +314,19 @@ class Hub:
             and watched.filling is None
             and now - watched.window.heard > SILENT_CHECK
         ]
-        newest = await self._log.last([watched.window.run for watched in silent])
-        for watched, entry in zip(silent, newest, strict=True):
+        for watched, entry in zip(silent, await self._newest(silent), strict=True):
             watched.window.heard = time.monotonic()
-            if entry is None or entry.cursor != watched.window.track.last:
+            if entry is None or entry != watched.window.newest:
                 self._fill_soon(watched)
+
+    async def _newest(self, watched: list[_Watched]) -> Sequence[Entry | None]:
+        try:
+            return await self._log.last([one.window.run for one in watched])
+        except BrokerError:
+            raise
+        except Exception:
+            log.exception("one of the watched runs cannot be read; each is looked at by itself")
+            return [None] * len(watched)
 
     async def _sign_viewers(self) -> None:
         now = time.monotonic()
@@ -288,15 +349,21 @@ class Hub:
 
     def _on_message(self, channel: str, payload: bytes) -> None:
         watched = self._watched.get(keys.run_of_channel(channel))
-        if watched is None:
-            return
-        watched.window.heard = time.monotonic()
-        if watched.window.offer(parse_published(payload)):
+        if watched is None or self._taken(watched.window, payload):
             return
         if watched.opened is not None:
             watched.again = True
         else:
             self._fill_soon(watched)
+
+    def _taken(self, window: Window, payload: bytes) -> bool:
+        """Whether the window is whole with this; what cannot be taken is read from the stream."""
+        window.heard = time.monotonic()
+        try:
+            return window.offer(parse_published(payload))
+        except Exception:
+            log.exception("run %s: its channel said what cannot be taken", window.run)
+            return False
 
     def _on_connected(self) -> None:
         for watched in self._watched.values():
@@ -311,8 +378,11 @@ class Hub:
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and isinstance(task.exception(), BrokerError | StreamGone):
-            log.info("a run could not be watched: %s", task.exception())
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, BrokerError | StreamGone):
+            log.info("a run could not be watched: %s", error)
+        elif error is not None:
+            log.error("a run could not be watched", exc_info=error)
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

@@ -12,7 +12,7 @@ from gateway.auth import Caller
 from gateway.connection import Connection, Interrupted
 from gateway.dependencies import Gateway
 from gateway.dialects.base import Encoded, FrontendDialect, ViewOptions
-from gateway.hub import StreamGone
+from gateway.hub import StreamGone, Subscriber
 from gateway.responses import DRAIN_SHARE
 from gateway.results import RunResult
 from gateway.watching import watched
@@ -52,19 +52,24 @@ async def wait_for_end(
         period=gateway.settings.heartbeat,
         send_timeout=gateway.settings.send_timeout,
     )
+    async with connection, watched(gateway, caller, run, _END_VIEW, None) as subscriber:
+        await _end_of(subscriber, connection, gateway, seconds)
+        subscriber.left = True
+
+
+async def _end_of(subscriber: Subscriber, connection: Connection, gateway: Gateway, seconds: float) -> None:
     now = asyncio.get_running_loop().time
     deadline = now() + seconds
-    async with connection, watched(gateway, caller, run, _END_VIEW, None) as subscriber:
-        while not connection.gone:
-            draining = gateway.drain.seconds_left(gateway.settings.drain * DRAIN_SHARE)
-            left = min(deadline - now(), LONGEST_WAIT if draining is None else draining)
-            if left <= 0:
+    while not connection.gone:
+        draining = gateway.drain.seconds_left(gateway.settings.drain * DRAIN_SHARE)
+        left = min(deadline - now(), LONGEST_WAIT if draining is None else draining)
+        if left <= 0:
+            return
+        try:
+            if (await connection.wait(subscriber.next(), left)).ends:
                 return
-            try:
-                if (await connection.wait(subscriber.next(), left)).ends:
-                    return
-            except Interrupted:
-                continue
+        except Interrupted:
+            continue
 
 
 class _EndOnly(FrontendDialect):

@@ -19,9 +19,9 @@ from starlette.types import Receive, Scope, Send
 from gateway.connection import Connection, Interrupted, SlowClient
 from gateway.dialects.base import Encoded, FrontendDialect
 from gateway.drain import Drain
+from gateway.last_words import gone_entry, last_words
 from gateway.problems import failed, openai_error, problem
 from gateway.subscriber import StreamGone
-from gateway.window import gone_entry
 from shared.errors import BrokerError, RequestError
 from shared.settings import Settings
 from shared.sse import comment
@@ -67,11 +67,16 @@ class Ending(Enum):
     """Redis is out, or something unforeseen happened here."""
 
 
+_LEFT = (Ending.COMPLETE, Ending.DISCONNECTED)
+"""Those that are the viewer's own leaving; after any other the client may be coming back."""
+
+
 class Watching(Protocol):
     """What the response asks of a subscriber (`gateway.subscriber.Subscriber`)."""
 
     resumed_from: str
     ended_before: bool
+    left: bool
 
     async def next(self) -> Encoded: ...
 
@@ -160,6 +165,7 @@ class StreamResponse(Response):
             ending = None
             while ending is None:
                 ending = await self._step(subscriber, connection)
+            subscriber.left = ending in _LEFT
             return ending
 
     async def _step(self, subscriber: Watching, connection: Connection) -> Ending | None:
@@ -237,11 +243,7 @@ class StreamResponse(Response):
     async def _tell_gone(self, connection: Connection) -> Ending:
         if not (self._started or self._event_source):
             raise _Refused(_GONE)
-        encoded = self._dialect.reset("lost")
-        if not (encoded.ends or encoded.aborts):
-            last = self._dialect.encode(gone_entry())
-            encoded = last._replace(frames=(*encoded.frames, *last.frames))
-        await self._pass_on(connection, encoded)
+        await self._pass_on(connection, last_words(self._dialect, gone_entry()))
         return Ending.GONE
 
     async def _break_off(self, connection: Connection, refusal: RequestError, ending: Ending) -> Ending:

@@ -9,9 +9,12 @@ import asyncio
 import logging
 import math
 import resource
+import signal
 import socket
+import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -73,7 +76,7 @@ async def serve(
 
     `drain` is a `gateway.drain.Drain` and the same one that responses are given. `listener` is taken
     over and closed; without one, settings.host and settings.port are listened on. Raises OSError when
-    they cannot be. A signal is raised again at the end, as uvicorn does.
+    they cannot be. SIGINT is raised again at the end, as uvicorn does; SIGTERM has then been obeyed.
     """
     listener = listener or listen(settings.host, settings.port)
     limit = _connection_limit(settings)
@@ -101,6 +104,13 @@ class DrainingServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, drain: asyncio.Event) -> None:
         super().__init__(config)
         self._drain = drain
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A SIGTERM that uvicorn notes it raises again at the end, and the process would not end with 0."""
+        if sig == signal.SIGTERM:
+            self.should_exit = True
+        else:
+            super().handle_exit(sig, frame)
 
     async def on_tick(self, counter: int) -> bool:
         return await super().on_tick(counter) or self._drain.is_set()
@@ -146,9 +156,8 @@ async def _refuse(error: RequestError, scope: Scope, receive: Receive, send: Sen
 
 def _connection_limit(settings: Settings) -> int:
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if files == resource.RLIM_INFINITY:
-        return settings.max_connections
-    return min(settings.max_connections, int(files * _FILE_SHARE))
+    room = sys.maxsize if files == resource.RLIM_INFINITY else int(files * _FILE_SHARE)
+    return room if settings.max_connections is None else min(settings.max_connections, room)
 
 
 class _PathOnly(logging.Filter):

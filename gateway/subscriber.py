@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gateway.dialects.base import Encoded
+from gateway.encoder import Encoder
 from gateway.window import EncodedView, Track, View, Window
 from shared import cursor
 from shared.cursor import Cursor
@@ -64,6 +65,9 @@ class Subscriber:
         """For `Stream-Resumed-From`: the id before the first entry sent, or `earliest`."""
         self.ended_before = False
         """The position is at the terminal event: nothing is left to send (204)."""
+        self.left = False
+        """The client has gone by itself or had its whole answer; set by whoever serves it. One that is
+        cut off by this gateway may be coming back."""
 
     async def place(self, position: Position | None) -> None:
         """Go to where the client is."""
@@ -147,7 +151,7 @@ class Subscriber:
 
     def _tell_reset(self, reason: str) -> Encoded:
         self._reset = None
-        encoded = self._frames.encoder.reset(reason)
+        encoded = self._frames.encoder.dialect.reset(reason)
         self._ended = encoded.ends or encoded.aborts
         return encoded
 
@@ -167,7 +171,7 @@ class Subscriber:
 
         Decided by the cursor alone where there is one (R1), by what was visible elsewhere.
         """
-        if self._frames.encoder.resumable:
+        if self._frames.encoder.dialect.resumable:
             return self._at > 0 and self._track.attempt > 0 and self._at - self._track.head >= 2
         first = self._track.first_visible
         return first is not None and self._at > first
@@ -183,7 +187,7 @@ class Subscriber:
     async def _take_replayed(self) -> Encoded | None:
         """The same from the stream, at this client's own pace, as the window has moved on."""
         if self._replay is None:
-            self._replay = _Replay(self._view)
+            self._replay = _Replay(Encoder(self._window.run, self._view.make()))
         page = await self._source.read(self._window, self._replay.after)
         if not page:
             raise StreamGone
@@ -209,8 +213,8 @@ class Subscriber:
 class _Replay:
     """An encoder of one client's own, fed from the start of the stream."""
 
-    def __init__(self, view: View) -> None:
-        self._encoder = view.make()
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
         self._ordinal = 0
         self.after = cursor.START
 

@@ -8,14 +8,25 @@ once, as entries come in, and shared by all subscribers that see the run in the 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gateway.dialects.base import Encoded, FrontendDialect
+from gateway.encoder import Encoder
+from gateway.last_words import gone_entry, internal_entry
 from shared import cursor
 from shared.cursor import Cursor
-from shared.events import RunFailed, RunStarted, dump
+from shared.events import RunStarted
 from shared.stream_log import Entry
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much of a run is kept: bytes and entries."""
+
+    size: int
+    events: int
 
 
 @dataclass(frozen=True)
@@ -29,7 +40,7 @@ class View:
 class EncodedView:
     """The frames of a track in one view. `first` is the ordinal of the first one kept."""
 
-    def __init__(self, encoder: FrontendDialect) -> None:
+    def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
         self.first = 0
         self.frames: list[Encoded] = []
@@ -100,12 +111,16 @@ class Track:
         for view in self.views.values():
             view.feed(entry)
 
-    def trim(self, limit_bytes: int) -> None:
-        """Forget the oldest half when the entries take more than `limit_bytes`."""
-        if self.size <= limit_bytes or len(self.entries) < 2:
+    def exceeds(self, limits: Limits) -> bool:
+        """Whether more is kept than `limits` allow."""
+        return self.size > limits.size or len(self.entries) > limits.events
+
+    def trim(self, limits: Limits) -> None:
+        """When more is kept than `limits` allow, forget the oldest, down to half of them; never the last."""
+        if not self.exceeds(limits):
             return
-        drop = 0
-        while self.size > limit_bytes // 2 and drop < len(self.entries) - 1:
+        drop, most = 0, len(self.entries) - 1
+        while drop < most and (self.size > limits.size // 2 or len(self.entries) - drop > limits.events // 2):
             self.size -= self.entries[drop].size
             drop += 1
         del self.entries[:drop]
@@ -130,12 +145,14 @@ class Window:
     fills from the stream.
     """
 
-    def __init__(self, run: str, limit_bytes: int) -> None:
+    def __init__(self, run: str, limits: Limits) -> None:
         self.run = run
         self.track = Track()
-        self.limit_bytes = limit_bytes
+        self.limits = limits
         self.viewers = 0
         self.heard = 0.0
+        self.cut_at = -math.inf
+        """When a viewer was last cut off by this gateway, which is no reason to think that it has left."""
         self.let_go_of = False
         """Redis has been out for so long that viewers shall come back later."""
         self._waiters: set[asyncio.Future[None]] = set()
@@ -144,6 +161,11 @@ class Window:
     def ended(self) -> bool:
         """Whether the terminal entry is in."""
         return self.track.ended
+
+    @property
+    def newest(self) -> Entry | None:
+        """The last entry."""
+        return self.track.entries[-1] if self.track.entries else None
 
     def offer(self, entries: Sequence[Entry]) -> bool:
         """Take what a channel said. False when the stream has to be read instead."""
@@ -171,13 +193,11 @@ class Window:
 
     def restart(self, entries: Sequence[Entry], reason: str) -> None:
         """Begin again from what the stream holds now, as far as it is whole; without any, it is gone."""
-        track = Track()
-        for entry in _newest_whole(entries):
-            track.push(entry)
-        if not track.entries:
-            track.push(gone_entry())
-        self._succeed(track, reason)
-        self._settle()
+        self._begin(_newest_whole(entries) or [gone_entry()], reason)
+
+    def fail(self) -> None:
+        """End every connection: this run cannot be told."""
+        self._begin([internal_entry()], "lost")
 
     def let_go(self) -> None:
         """End every connection without a terminal event: nobody knows how the run stands."""
@@ -212,19 +232,24 @@ class Window:
             self._succeed(self.track.heads(), "attempt")
         self.track.push(entry)
 
+    def _begin(self, entries: Sequence[Entry], reason: str) -> None:
+        track = Track()
+        for entry in entries:
+            track.push(entry)
+        self._succeed(track, reason)
+        self._settle()
+
     def _succeed(self, track: Track, reason: str) -> None:
         old, self.track = self.track, track
         old.next, old.reason = track, reason
 
     def _settle(self) -> None:
-        self.track.trim(self.limit_bytes)
         self.wake()
+        if self.track.exceeds(self.limits):  # trimmed when all who waited have taken what is new
+            asyncio.get_running_loop().call_soon(self._trim)
 
-
-def gone_entry() -> Entry:
-    """The end of a run whose stream is gone; every run answers its cursor with 204 (R4)."""
-    event = RunFailed(code="gone", message="The stream of this run is no longer there.")
-    return Entry(cursor.GONE, event.type, dump(event), event)
+    def _trim(self) -> None:
+        self.track.trim(self.limits)
 
 
 def _newest_whole(entries: Sequence[Entry]) -> list[Entry]:

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from shared import keys
 from shared.broker import Broker
+
+
+class Added(NamedTuple):
+    """What entering a run did: `others` of its tenant are open, it was new among the `opened` ones and
+    among those `listed` for its tenant."""
+
+    others: int
+    opened: bool
+    listed: bool
 
 
 class RunIndex:
@@ -13,11 +24,8 @@ class RunIndex:
         self._broker = broker
         self._retention_ms = retention_ms
 
-    async def add(self, run: str, tenant: str, now_ms: int) -> int:
-        """Enter a run before it is created, so that nothing created is ever unknown to the sweep.
-
-        Gives the number of the tenant's runs that were open before.
-        """
+    async def add(self, run: str, tenant: str, now_ms: int) -> Added:
+        """Enter a run before it is created, so that nothing created is ever unknown to the sweep."""
         mine = keys.runs_of(tenant)
         replies = await self._broker.calls(
             [
@@ -28,7 +36,9 @@ class RunIndex:
                 ("PEXPIRE", mine, 2 * self._retention_ms),
             ]
         )
-        return int(replies[0])
+        open_before, opened, listed = map(int, replies[:3])
+        counted = not (opened or listed)
+        return Added(open_before - counted, bool(opened), bool(listed))
 
     async def reopen(self, run: str, now_ms: int) -> None:
         """Enter a run again that Redis forgot."""
@@ -56,4 +66,13 @@ class RunIndex:
 
     async def forget(self, run: str, tenant: str) -> None:
         """Take an erased run out of everything."""
-        await self._broker.calls([("ZREM", keys.OPEN, run), ("ZREM", keys.runs_of(tenant), run)])
+        await self.take_back(run, tenant, Added(0, opened=True, listed=True))
+
+    async def take_back(self, run: str, tenant: str, added: Added) -> None:
+        """Undo what `add` did, and leave what had been there before."""
+        commands = []
+        if added.opened:
+            commands.append(("ZREM", keys.OPEN, run))
+        if added.listed:
+            commands.append(("ZREM", keys.runs_of(tenant), run))
+        await self._broker.calls(commands)

@@ -24,13 +24,20 @@ class Settings(BaseSettings):
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
     cors_origins: tuple[str, ...] = Field((), description="exact origins whose pages may call, as JSON list")
 
-    max_runs: int = Field(100, ge=1, description="runs at a time in one worker")
+    max_runs: int = Field(200, ge=1, description="runs at a time in one worker")
     max_queue: int = Field(1000, ge=0, description="runs that may wait; above it new ones get 429")
-    max_connections: int = Field(4000, ge=1, description="open connections of one gateway")
+    max_connections: int | None = Field(
+        None, ge=1, description="open connections of one gateway; at most 80 % of its file limit, the default"
+    )
+    max_viewers: int = Field(1000, ge=1, description="viewers of one run at one gateway; then 429")
     max_body_bytes: int = Field(1 << 20, ge=1024, description="largest request body")
     max_stream_bytes: int = Field(16 << 20, ge=1024, description="largest stream of a run; then too_large")
     max_frame_bytes: int = Field(1 << 20, ge=1024, description="largest frame or line of an agent")
-    window_bytes: int = Field(1 << 20, ge=1024, description="recent events of a run kept in a gateway")
+    window_bytes: int = Field(
+        256 << 10, ge=1024, description="recent events of a run kept in a gateway; who is behind reads Redis"
+    )
+    window_events: int = Field(256, ge=2, description="the same, as their number")
+    window_total_bytes: int = Field(256 << 20, ge=1024, description="the same, of all runs together")
 
     lease: float = Field(5.0, gt=0, description="a worker silent for so long has lost its run")
     renew_every: float = Field(1.5, gt=0, description="how often a worker says that it lives")

@@ -9,10 +9,12 @@ check first and then write, so that nothing is half done.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
+import msgspec
 import orjson
 
 from shared import cursor, keys
@@ -67,9 +69,10 @@ class Entry:
 
     @property
     def event(self) -> Event | None:
-        """The event, or None when this version does not know its type."""
+        """The event, or None when this version does not know its type or the data does not fit it."""
         if self._event is None:
-            self._event = load(self.type, self.data)
+            with suppress(msgspec.DecodeError):
+                self._event = load(self.type, self.data)
         return self._event
 
     @property

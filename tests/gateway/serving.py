@@ -29,6 +29,7 @@ class ScriptedSubscriber:
     def __init__(self, *encoded: Encoded | Exception) -> None:
         self.resumed_from = "earliest"
         self.ended_before = False
+        self.left = False
         self.refuses: Exception | None = None
         self.open = False
         self.asked = 0

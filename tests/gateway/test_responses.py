@@ -57,9 +57,10 @@ def app_of(
 
 
 async def ended(app: StreamingApp, ending: Ending, deadline: float = 1.0) -> None:
-    """The response has ended, once and so."""
+    """The response has ended, once and so; the viewer left if it went by itself or had everything."""
     await eventually(lambda: app.endings, deadline, "the response has ended")
     assert app.endings == [ending]
+    assert app.subscriber.left == (ending in (Ending.COMPLETE, Ending.DISCONNECTED))
     assert not app.subscriber.open
 
 

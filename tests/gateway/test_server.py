@@ -99,6 +99,7 @@ def test_an_address_in_use_is_an_error_at_once() -> None:
 
 def test_the_names_of_uvicorn_that_are_relied_on_are_there() -> None:
     assert DrainingServer.shutdown is not Server.shutdown
+    assert DrainingServer.handle_exit is not Server.handle_exit
     for name in ("_start_asgi_task", "on_message_begin", "on_headers_complete", "on_message_complete"):
         assert callable(getattr(HttpToolsProtocol, name))
 
@@ -144,8 +145,9 @@ async def test_what_is_written_straight_to_the_transport_is_a_part_of_the_body()
     assert sunk == [False, True, True]
 
 
-async def test_a_signal_sets_the_drain_event_before_connections_are_touched() -> None:
-    """uvicorn tells its application of a shutdown only when the connections are gone."""
+async def test_sigterm_sets_the_drain_event_before_connections_are_touched_and_is_then_done() -> None:
+    """uvicorn tells its application of a shutdown only when the connections are gone, and raises the
+    signal again at the end, so that the process would die of it."""
     drain = Drain()
     signals: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
@@ -161,7 +163,7 @@ async def test_a_signal_sets_the_drain_event_before_connections_are_touched() ->
             assert order == ["drain", "connection"]
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert signals == [signal.SIGTERM]
+    assert signals == []
 
 
 async def test_what_does_not_end_while_the_gateway_drains_is_cut_off_quietly(
@@ -268,6 +270,18 @@ async def test_connections_beyond_the_limit_get_a_503_and_the_others_go_on() -> 
         second.writer.close()
         await second.writer.wait_closed()
         await eventually(lambda: _status(port, 200), 2.0, "there is room again")
+
+
+async def test_without_a_setting_most_of_the_process_files_may_be_connections(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: (3, 3))
+    async with served(hello, quick(), Drain()) as port, asked(port) as first, asked(port) as second:
+        await first.head()
+        await second.head()
+        async with asked(port) as third:
+            await third.head()
+            assert third.status == 503
 
 
 async def test_far_too_many_connections_are_closed_unheard_and_the_first_go_on() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from shared import keys
 from shared.broker import Broker
-from shared.index import RunIndex
+from shared.index import Added, RunIndex
 from tests.support.redis_server import RedisServer
 
 
@@ -35,10 +35,25 @@ async def test_open_runs_come_oldest_first_with_their_time(index: RunIndex) -> N
 
 
 async def test_a_tenant_s_open_runs_are_counted(index: RunIndex) -> None:
-    assert [await index.add(run, "t", 1) for run in ("a", "b", "c")] == [0, 1, 2]
-    assert await index.add("d", "other", 1) == 0
+    assert [(await index.add(run, "t", 1)).others for run in ("a", "b", "c")] == [0, 1, 2]
+    assert (await index.add("d", "other", 1)).others == 0
     await index.close("a")
-    assert await index.add("e", "t", 1) == 2
+    assert (await index.add("e", "t", 1)).others == 2
+
+
+async def test_a_run_that_is_entered_again_does_not_count_itself(index: RunIndex) -> None:
+    assert await index.add("a", "t", 1) == Added(0, opened=True, listed=True)
+    assert await index.add("a", "t", 2) == Added(0, opened=False, listed=False)
+    await index.close("a")
+    assert await index.add("a", "t", 3) == Added(0, opened=True, listed=False)
+
+
+async def test_what_one_call_entered_is_taken_back_and_nothing_else(index: RunIndex) -> None:
+    first, second = await index.add("a", "t", 1), await index.add("a", "t", 2)
+    await index.take_back("a", "t", second)
+    assert (await index.open_runs(10), await index.of_tenant("t", 10)) == ([("a", 1)], ["a"])
+    await index.take_back("a", "t", first)
+    assert (await index.open_runs(10), await index.of_tenant("t", 10)) == ([], [])
 
 
 async def test_the_same_run_is_entered_once_at_its_first_time(index: RunIndex) -> None:

@@ -136,3 +136,20 @@ async def test_without_redis_a_channel_is_followed_later(
         await listener.subscription.add("a", 0.1)
         proxy.thaw()
         await eventually(lambda: listener.publish("a", "late") == 1, 5, "the channel is followed")
+
+
+async def test_a_message_that_its_hearer_cannot_take_does_not_silence_the_others(
+    redis_server: RedisServer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with listening(redis_server, proxy) as listener:
+        await listener.subscription.add("a", 5)
+
+        def cannot(channel: str, payload: bytes) -> None:
+            raise ValueError("no")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(listener.subscription, "_on_message", cannot)
+            listener.publish("a", "bad")
+            await listener.subscription.add("b", 5)
+        await listener.hears("a", "good")
+        assert listener.connected == 1
