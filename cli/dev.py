@@ -29,8 +29,10 @@ from cli.processes import Child, end_all
 from cli.scripted import KEY, ScriptedAgents
 from cli.settings import read_settings
 from shared import config
+from shared.broker import Broker as Redis
+from shared.broker import check
 from shared.config import Config
-from shared.errors import ConfigError
+from shared.errors import BrokerUnavailable, ConfigError
 from shared.settings import Settings
 
 _PACE_SECONDS = 0.03
@@ -56,9 +58,26 @@ async def _dev(settings: Settings) -> int:
     port = claim_port(settings.host, settings.port)
     async with ScriptedAgents(pace=_PACE_SECONDS) as agents:
         with open_broker() as broker:
+            await _refuse_absent(settings, broker)
             env = child_env(os.environ, settings.host, port, broker.url, agents.url)
             checked(settings.config, env)
             return await _run(env, config.load(settings.config, env), broker, stopping)
+
+
+async def _refuse_absent(settings: Settings, broker: Broker) -> None:
+    """Say at once that BFF_REDIS_URL leads nowhere: gateway and worker would wait for it. Raises
+    ConfigError, BrokerError."""
+    if broker.process is not None:
+        return
+    redis = Redis.open(broker.url, settings.redis_timeout)
+    try:
+        await check(redis)
+    except BrokerUnavailable as error:
+        raise ConfigError(
+            f"{broker.notice}: {error}; start that Redis, or unset BFF_REDIS_URL to be given one"
+        ) from None
+    finally:
+        await redis.close()
 
 
 async def _run(env: Mapping[str, str], loaded: Config, broker: Broker, stopping: asyncio.Event) -> int:

@@ -140,7 +140,7 @@ class Admission:
 
     def _agent(self, caller: Caller, name: str | None, field: str) -> tuple[str, Agent]:
         offered = offered_agents(self._config, caller)
-        known = f"; this key may ask {', '.join(offered) or 'none'}"
+        known = f"; you may ask {', '.join(offered) or 'none'}"
         name = name or caller.default_agent
         if name is None:
             raise RequestError(422, "agent_missing", f"name an agent{known}", field=field)

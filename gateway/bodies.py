@@ -16,6 +16,15 @@ MAX_DEPTH = 64
 
 M = TypeVar("M", bound=BaseModel)
 
+_SENTENCES = {
+    "dict_type": "expected a JSON object",
+    "model_type": "expected a JSON object",
+    "model_attributes_type": "expected a JSON object",
+    "extra_forbidden": "there is no such field",
+    "missing": "this field is needed",
+}
+"""What pydantic says of a body in the words of Python, said of JSON."""
+
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _BRACKETS = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
@@ -106,4 +115,5 @@ def _explained(error: ValidationError) -> RequestError:
     first, others = details[0], len(details) - 1
     field = ".".join(str(part) for part in first["loc"] if not str(part).startswith("<")) or "body"
     more = f" (and {others} more)" if others else ""
-    return RequestError(422, "invalid_body", f"{field}: {first['msg']}{more}", field=field)
+    wrong = _SENTENCES.get(first["type"], first["msg"])
+    return RequestError(422, "invalid_body", f"{field}: {wrong}{more}", field=field)

@@ -93,14 +93,23 @@ class Broker:
 
     @classmethod
     def open(cls, url: str, timeout: float = 3.0, connections: int = 64) -> Broker:
-        """A broker for `url`; connects when first used. `timeout` in seconds is for each call."""
-        client: Any = Redis.from_url(
-            url,
-            protocol=2,
-            socket_connect_timeout=timeout,
-            max_connections=connections,
-            retry_on_timeout=False,
-        )
+        """A broker for `url`; connects when first used. `timeout` in seconds is for each call.
+
+        Raises BrokerUnfit when `url` is none.
+        """
+        try:
+            client: Any = Redis.from_url(
+                url,
+                protocol=2,
+                socket_connect_timeout=timeout,
+                max_connections=connections,
+                retry_on_timeout=False,
+            )
+        except ValueError:  # its text may hold the password
+            raise BrokerUnfit(
+                "BFF_REDIS_URL is not the address of a Redis, such as redis://127.0.0.1:6379/0,"
+                " rediss://... or unix:///..."
+            ) from None
         return cls(client, timeout, Wire(client.connection_pool.make_connection))
 
     async def close(self) -> None:
@@ -206,6 +215,8 @@ def translated(error: Exception) -> BrokerError:
         return BrokerUnavailable(f"Redis is not available: {text}")
     if text.startswith("WRONGTYPE"):
         return WrongType(text)
+    if isinstance(error, redis_errors.InvalidResponse) or text.startswith("Protocol error"):
+        return BrokerError(f"what answers at the address of Redis is something else: {text}")
     return BrokerError(text)
 
 

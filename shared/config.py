@@ -346,6 +346,8 @@ def load(path: Path, env: Mapping[str, str] = os.environ) -> Config:
         raise ConfigError(
             f"{path}: cannot be read ({error.strerror}); write one or set BFF_CONFIG to its place"
         ) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not YAML: the file is no UTF-8 text") from None
     return parse(text, env, str(path))
 
 
@@ -383,7 +385,20 @@ def parse(text: str, env: Mapping[str, str], where: str = "agents.yaml") -> Conf
 
 def compose(text: str) -> yaml.Node | None:
     """The nodes of the file, for the lines they stand in. Raises yaml.YAMLError."""
-    return yaml.compose(_WRITTEN.sub("\ue000\\1\ue001", text), yaml.SafeLoader)
+    return yaml.compose(_WRITTEN.sub("\ue000\\1\ue001", text), _UniqueKeys)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping (YAML 1.2, 3.2.1.3): the last one would win unseen."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} is there twice", problem_mark=key.start_mark)
+            seen.add(str(key.value))
+        return node
 
 
 def secrets_of(agent: Agent) -> tuple[str, ...]:

@@ -65,6 +65,7 @@ class Sweep:
 
     async def run(self) -> None:
         """Sweep until cancelled."""
+        told = False
         while True:
             await asyncio.sleep(self._every)
             try:
@@ -73,8 +74,11 @@ class Sweep:
                 else:
                     self._due.clear()
                     self._unqueued.clear()
+                told = False
             except BrokerError as error:
-                log.info("no sweep, Redis is out: %s", error)
+                if not told:
+                    log.warning("no sweep until Redis is back: %s", error)
+                told = True
 
     async def sweep(self) -> None:
         """One round. Raises BrokerError."""

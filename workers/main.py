@@ -14,6 +14,7 @@ from shared import garbage, keys, requests
 from shared.broker import Broker, check, patiently
 from shared.config import Config, secrets_of
 from shared.conversations import Conversations
+from shared.errors import BrokerUnavailable
 from shared.events import RunIds
 from shared.index import RunIndex
 from shared.jobs import Queue
@@ -50,7 +51,7 @@ async def run_worker(settings: Settings, config: Config) -> None:
         stack.push_async_callback(broker.close)
         queue_broker = Broker.open(settings.queue_url or settings.redis_url, settings.redis_timeout)
         stack.push_async_callback(queue_broker.close)
-        await patiently(lambda: check(broker), time.monotonic() + BROKER_PATIENCE)
+        await _fit(broker)
         agents = await stack.enter_async_context(HttpAgents(frame_limit=settings.max_frame_bytes))
         log_ = StreamLog(
             broker,
@@ -91,6 +92,15 @@ async def run_worker(settings: Settings, config: Config) -> None:
         for task in tasks:
             await _end(task)
     log.info("worker ended")
+
+
+async def _fit(broker: Broker) -> None:
+    """Wait for Redis. Raises BrokerUnfit, or BrokerUnavailable when patience is over."""
+    try:
+        await check(broker)
+    except BrokerUnavailable as error:
+        log.warning("waiting up to %.0f s for Redis: %s", BROKER_PATIENCE, error)
+        await patiently(lambda: check(broker), time.monotonic() + BROKER_PATIENCE)
 
 
 def _lines(

@@ -136,6 +136,11 @@ MISTAKES = {
         "http",
     ),
     "an unknown dialect": ("agents:\n  a:\n    dialect: telepathy\n", ":2:", "telepathy"),
+    "a name that stands twice": (
+        "agents:\n  a: {function: 'cli.examples:greet'}\n  a: {function: 'cli.examples:greet'}\n",
+        ":3:",
+        "a is there twice",
+    ),
     "not YAML": ("agents:\n  a: {dialect: function\n", ":3:", "not YAML"),
     "an unknown field of an agent that is unavailable": (
         "agents:\n  a: {dialect: rest, url: '${NOT_SET_HERE}', metod: GET}\n",
@@ -194,6 +199,14 @@ async def test_check_names_the_line_and_the_reason(tmp_path: Path, mistake: str)
     assert reason in err
     assert "Traceback" not in err
     assert "canary" not in err
+
+
+async def test_check_of_what_is_no_text_is_a_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "agents.yaml"
+    file.write_bytes(b"agents: \xac")
+    code, _, err = await run("check", str(file))
+    assert code == 1
+    assert "no UTF-8" in err
 
 
 async def test_check_prints_a_schema() -> None:

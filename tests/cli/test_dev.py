@@ -170,6 +170,16 @@ def test_taken_port_is_named_with_its_variable(tmp_path: Path) -> None:
     assert "Traceback" not in dev.child.log
 
 
+@pytest.mark.parametrize("url", ["redis://:canary@127.0.0.1:{port}/0", "redis://:canary@127.0.0.1:port/0"])
+def test_redis_that_is_not_there_is_told_at_once(tmp_path: Path, url: str) -> None:
+    dev = Dev(tmp_path, BFF_REDIS_URL=url.format(port=free_port()))
+    with dev.child:
+        assert dev.child.process.wait(15) == 1
+    assert "BFF_REDIS_URL" in dev.child.log
+    assert "Traceback" not in dev.child.log
+    assert "canary" not in dev.child.log
+
+
 def test_bad_configuration_is_told_before_anything_starts(tmp_path: Path) -> None:
     file = tmp_path / "broken.yaml"
     file.write_text("agents:\n  a: {dialect: telepathy}\n")
