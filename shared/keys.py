@@ -6,7 +6,7 @@ All of them get their lifetime where they are written (`shared/lua/`).
 | key | holds | lives |
 | --- | --- | --- |
 | `bff:{run}:s` | stream: the events | queue + run deadline + retention, then retention |
-| `bff:{run}:l` | lease: the owner's token | `lease`, set anew by append and renew |
+| `bff:{run}:l` | lease: the owner's token and the newest id | `lease`, set anew by append and renew |
 | `bff:{run}:m` | meta: tenant, agent, policies, deadlines, attempts, end | as the stream |
 | `bff:{run}:r` | request: the prompt | as the stream, deleted when the run ends |
 | `bff:{run}:v` | viewers: gateway to time last seen | a minute after the last sign |

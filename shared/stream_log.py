@@ -180,7 +180,8 @@ class Look(NamedTuple):
 
 @dataclass(frozen=True)
 class Append:
-    """Entries of one attempt, to stand right behind `expected`."""
+    """Entries of one attempt, to stand right behind `expected`; `visible` when the log has to learn that
+    something was shown."""
 
     run: str
     token: str

@@ -58,6 +58,7 @@ class Outbox:
         self._waiting_bytes = 0
         self._total_bytes = 0
         self._visible = False
+        self._told_visible = False
         self._changed = asyncio.Event()
         self._left: Exception | None = None
 
@@ -128,12 +129,14 @@ class Outbox:
         if not batch:
             return None
         claim = self.claim
-        return Append(claim.run, claim.token, claim.attempt, self._expected, batch, self._visible)
+        visible = self._visible and not self._told_visible
+        return Append(claim.run, claim.token, claim.attempt, self._expected, batch, visible)
 
     def settle(self, append: Append, reply: Reply) -> None:
         """Take the log's answer to the append."""
         match reply.answer:
             case Answer.OK:
+                self._told_visible = self._told_visible or append.visible
                 self._go_on_after(append.entries[-1].cursor)
             case Answer.DUP | Answer.REWIND:
                 self.go_to(reply.last)
@@ -143,6 +146,7 @@ class Outbox:
 
     def go_to(self, last: Cursor) -> None:
         """The stream ends at `last`: go on behind it, sending again what Redis lost."""
+        self._told_visible = False
         if last.attempt == self.claim.attempt:
             if last.seq >= len(self._entries):
                 self.leave(Left(Answer.FENCED))

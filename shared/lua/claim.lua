@@ -4,7 +4,7 @@ local m = meta('end', 'token', 'attempt', 'attempts', 'due', 'queue_by', 'starte
 local last = newest()
 if m[1] then return { 'ENDED' } end
 if not m[8] or not last then return { 'GONE' } end
-local owner = redis.call('GET', LEASE)
+local owner = lease_owner()
 if owner and (owner ~= ARGV[2] or m[2] ~= ARGV[2]) then return { 'HELD' } end
 local attempt, event
 if owner then
@@ -18,7 +18,7 @@ else
   attempt = text(math.max(tonumber(m[3] or 0) + 1, tonumber((split(last))) + 1, t))
   event = '{"attempt":' .. attempt .. ',"prev":"' .. last .. '"' .. m[11]
   redis.call('XADD', STREAM, 'NOMKSTREAM', attempt .. '-0', 't', 'run.started', 'd', event)
-  redis.call('SET', LEASE, ARGV[2], 'PX', ARGV[3])
+  set_lease(ARGV[2], attempt .. '-0', ARGV[3])
   redis.call('HSET', META, 'attempt', attempt, 'attempts', text(tonumber(m[4] or 0) + 1), 'token', ARGV[2],
     'opening_event', event)
   if not m[7] then redis.call('HSET', META, 'started', text(t), 'run_by', text(t + m[8])) end

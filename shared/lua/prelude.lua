@@ -47,6 +47,17 @@ local function server_id()
   return ok and string.match(info, 'master_replid:(%x+)') or ''
 end
 
+-- The lease: its owner's token, and the newest entry when it was set. It is deleted with the end, with a
+-- give-back and with the run, so while it stands none of these has happened.
+local function set_lease(token, last, ms)
+  redis.call('SET', LEASE, token .. ' ' .. last, 'PX', ms)
+end
+
+local function lease_owner()
+  local lease = redis.call('GET', LEASE)
+  return lease and string.match(lease, '^[^ ]+')
+end
+
 local function publish(payload)
   redis.call('SPUBLISH', CHANNEL, payload)
 end

@@ -7,7 +7,7 @@ local last = newest()
 if not last then return { 'GONE' } end
 if less(ARGV[3], (split(last))) then return { 'FENCED', last } end
 if m[6] == ARGV[3] and m[7] ~= ARGV[2] then return { 'FENCED', last } end -- given back
-redis.call('SET', LEASE, ARGV[2], 'PX', ARGV[4])
+set_lease(ARGV[2], last, ARGV[4])
 if m[2] or m[3] then redis.call('HDEL', META, 'suspect', 'due') end
 local t = now()
 local youngest = tonumber(redis.call('ZREVRANGE', VIEWERS, 0, 0, 'WITHSCORES')[2] or 0)

@@ -10,7 +10,7 @@ for i = first, #ARGV, 3 do
 end
 redis.call('HSET', META, unpack(ARGV, 8, first - 1))
 redis.call('HDEL', META, 'due', 'suspect', 'job')
-redis.call('SET', LEASE, ARGV[2], 'PX', ARGV[3])
+set_lease(ARGV[2], ARGV[#ARGV - 2], ARGV[3])
 redis.call('SET', REQUEST, ARGV[6], 'PX', ARGV[5])
 redis.call('PEXPIRE', STREAM, ARGV[5])
 redis.call('PEXPIRE', META, ARGV[5])
