@@ -1,6 +1,6 @@
 """From what a front end asks to an accepted run, in three round trips to Redis.
 
-The order is that of W2: the index, then the stream, then the queue. Whatever is lost after the
+The order: the index, then the stream, then the queue. Whatever is lost after the
 stream was created is repaired by the sweep, so from then on the run is accepted.
 """
 

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from shared.errors import RequestError
 
 MAX_DEPTH = 64
-"""Deepest nesting of a JSON body (failure matrix S11)."""
+"""Deepest nesting of a JSON body."""
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -38,10 +38,10 @@ SILENT_CHECK = 1.5
 """Seconds without an event after which a run's stream is looked at."""
 
 HOLE_PATIENCE = 3.0
-"""Seconds for which a hole may be one that its worker is filling (R1)."""
+"""Seconds for which a hole may be one that its worker is filling."""
 
 OUT_PATIENCE = 60.0
-"""Seconds without Redis after which viewers are let go; they come back by themselves (R4)."""
+"""Seconds without Redis after which viewers are let go; they come back by themselves."""
 
 CUT_COUNTS = 15.0
 """Seconds for which a viewer that this gateway cut off counts as one that comes back."""

@@ -28,6 +28,6 @@ def last_words(dialect: FrontendDialect, end: Entry) -> Encoded:
 
 
 def _end(code: str, message: str) -> Entry:
-    """At the cursor that every run answers with 204, so that nobody comes back for it (R4)."""
+    """At the cursor that every run answers with 204, so that nobody comes back for it."""
     event = RunFailed(code=code, message=message)
     return Entry(cursor.GONE, event.type, dump(event), event)

@@ -105,7 +105,7 @@ class StreamResponse(Response):
         heartbeats are used, the frames come from the subscription.
 
         `refuse` gives errors before the head their form. With `event_source` the client is a browser's
-        EventSource, for which every status but 200 is final (R4). `headers` are added to the head.
+        EventSource, for which every status but 200 is final. `headers` are added to the head.
         `on_end` is called once, however the connection ends.
         """
         self.background = None
@@ -260,7 +260,7 @@ class StreamResponse(Response):
         return (_retry(),) if self._dialect.obeys_retry else ()
 
     def _head(self) -> list[tuple[bytes, bytes]]:
-        """`no-transform` and no buffering: each event has to arrive when it is sent (R5)."""
+        """`no-transform` and no buffering: each event has to arrive when it is sent."""
         head = {
             "Content-Type": f"{self._dialect.media_type}; charset=utf-8",
             "Cache-Control": "no-store, no-transform",

@@ -16,7 +16,7 @@ from shared.errors import BffError, BrokerUnavailable
 from shared.stream_log import Entry
 
 FUTURE_PATIENCE = 3.0
-"""Seconds for which a cursor ahead of the stream may be one that its worker is writing again (R2)."""
+"""Seconds for which a cursor ahead of the stream may be one that its worker is writing again."""
 
 BATCH_BYTES = 256 << 10
 """Frames given at a time."""
@@ -30,7 +30,7 @@ class StreamGone(BffError):
 class Position:
     """Where a client is: behind the event at `cursor`, or behind its frame number `frame`.
 
-    None as a cursor: it sent something that is none (R2).
+    None as a cursor: it sent something that is none.
     """
 
     cursor: Cursor | None
@@ -169,7 +169,7 @@ class Subscriber:
     def _shown(self) -> bool:
         """Whether the client holds something of this track that a reset would void.
 
-        Decided by the cursor alone where there is one (R1), by what was visible elsewhere.
+        Decided by the cursor alone where there is one, by what was visible elsewhere.
         """
         if self._frames.encoder.dialect.resumable:
             return self._at > 0 and self._track.attempt > 0 and self._at - self._track.head >= 2

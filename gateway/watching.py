@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def is_event_source(request: Request) -> bool:
-    """Whether a browser's EventSource asks, for which every status but 200 and 204 is final (R4)."""
+    """Whether a browser's EventSource asks, for which every status but 200 and 204 is final."""
     exactly = request.headers.get("accept", "").strip().lower() == "text/event-stream"
     return request.method == "GET" and exactly and request.query_params.get("errors") != "status"
 
@@ -40,7 +40,7 @@ def come_back_later() -> Response:
 
 
 def position_of(request: Request) -> Position | None:
-    """Where the client is: the header wins over the query (R2), without either it has nothing."""
+    """Where the client is: the header wins over the query, without either it has nothing."""
     text = request.headers.get("last-event-id") or request.query_params.get("last_event_id")
     if not text:
         return None

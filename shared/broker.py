@@ -39,7 +39,7 @@ _PASSING = (
     "MISCONF",
     "UNBLOCKED",
 )
-"""Replies that a server gives while it is busy with itself (failure matrix W8)."""
+"""Replies that a server gives while it is busy with itself."""
 
 _REFUSED = ("NOAUTH", "WRONGPASS", "NOPERM")
 

@@ -30,7 +30,7 @@ class Cursor(NamedTuple):
         return Cursor(self.attempt, self.seq + 1)
 
     def leads_to(self, other: Cursor) -> bool:
-        """Whether `other` may come right after this place without a hole (R1)."""
+        """Whether `other` may come right after this place without a hole."""
         if other.attempt == self.attempt:
             return other.seq == self.seq + 1
         return other.attempt > self.attempt and other.seq == 0

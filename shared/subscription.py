@@ -81,7 +81,7 @@ class Subscription:
             try:
                 await self._follow()
             except (RedisError, OSError, TimeoutError) as error:
-                log.info("the subscription cannot be made: %s", type(error).__name__)
+                log.debug("the subscription cannot be made: %s", type(error).__name__)
             else:
                 log.warning("the subscription was lost, connecting again")
                 pause = 0.05

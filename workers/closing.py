@@ -20,7 +20,7 @@ from workers.writer import Writer
 log = logging.getLogger(__name__)
 
 KEPT = 5.0
-"""Seconds for which an ended run is kept, in case Redis loses its end (W5)."""
+"""Seconds for which an ended run is kept, in case Redis loses its end."""
 
 OUTAGE_PATIENCE = 60.0
 """Seconds beyond a run's deadline for which its end waits for Redis."""
@@ -73,10 +73,10 @@ class Closing:
             if time.monotonic() - one.at > KEPT:
                 del self._ended[run]
             return
-        run_log(log, run).warning("Redis lost its end, writing it again")
         one.outbox.go_to(newest.cursor if newest else one.outbox.entries[-1].cursor)
         try:
             await self._write(one.outbox, one.terminal, time.monotonic() + KEPT)
+            run_log(log, run).warning("Redis had lost its end; it is there again")
         except (Left, StorageFull) as left:
             run_log(log, run).info("its end is left as it is: %s", left)
             del self._ended[run]

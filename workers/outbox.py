@@ -2,7 +2,7 @@
 
 The first event goes at once; while an append is under way events wait, and adjacent deltas of one
 block become one. An event gets its id and its final bytes when it is put into an append; from then
-on the entry never changes, so that it can be sent again word for word (W4, W5).
+on the entry never changes, so that it can be sent again word for word.
 """
 
 from __future__ import annotations

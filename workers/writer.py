@@ -20,7 +20,7 @@ from workers.outbox import Left, Outbox, StorageFull
 log = logging.getLogger(__name__)
 
 FULL_PATIENCE = 5.0
-"""Seconds for which a Redis without memory is tried again (W8)."""
+"""Seconds for which a Redis without memory is tried again."""
 
 _LONGEST_PAUSE = 1.0
 

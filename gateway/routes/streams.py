@@ -87,7 +87,7 @@ def _dialect(request: Request, wanted: str | None) -> str:
 
 async def _record(records: Records, viewer: Caller, run: str, *, lenient: bool) -> RunRecord | None:
     """The run's record. None for a run that an EventSource may know to have been its own: a pass was
-    signed for it, or there is one tenant only (R4); everybody else gets a status."""
+    signed for it, or there is one tenant only; everybody else gets a status."""
     try:
         return await records.one(viewer, run)
     except RequestError:

@@ -1,4 +1,4 @@
-"""What may be lost between acceptance and dispatch, and what then happens (failure matrix GW4, W2)."""
+"""What may be lost between acceptance and dispatch, and what then happens."""
 
 from __future__ import annotations
 

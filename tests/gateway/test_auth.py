@@ -1,4 +1,4 @@
-"""Who may do what: keys, tenants, passes, and the gateway without keys (failure matrix S1-S4, S18, S19)."""
+"""Who may do what: keys, tenants, passes, and the gateway without keys."""
 
 from __future__ import annotations
 

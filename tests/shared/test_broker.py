@@ -1,4 +1,4 @@
-"""Calls on one Redis: each with its own deadline, each reply to its own caller, errors as ours (W8, GW8)."""
+"""Calls on one Redis: each with its own deadline, each reply to its own caller, errors as ours."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def distant(redis_server: RedisServer, proxy: FaultProxy) -> AsyncIterator
 async def test_a_call_that_is_cancelled_leaves_nobody_another_s_reply(
     redis_server: RedisServer, proxy: FaultProxy
 ) -> None:
-    """GW8: 300 calls cancelled at random moments of a slow connection, every other reply checked."""
+    """300 calls cancelled at random moments of a slow connection, every other reply checked."""
     proxy.delay = 0.02
     chance = random.Random(8)
     broker = Broker.open(redis_server.url_at(proxy.port))
@@ -247,7 +247,7 @@ POLICIES = (
 
 
 async def test_only_a_redis_that_keeps_all_keys_is_fit(redis_server: RedisServer, broker: Broker) -> None:
-    """RD10: each policy that evicts."""
+    """Each policy that evicts."""
     await check(broker)
     with redis_server.client() as admin:
         try:

@@ -64,7 +64,7 @@ async def test_hints_that_nobody_takes_do_not_pile_up(
 
 @pytest.mark.parametrize("body", [pickle.dumps({"f": "x"}), b"[1]", b"", b"\xff", b"1"])
 def test_what_is_not_a_json_object_is_no_job(body: bytes) -> None:
-    """S14: a forged pickle is not even looked into."""
+    """A forged pickle is not even looked into."""
     with pytest.raises(ValueError, match=r".*"):
         loads(body)
 

@@ -1,4 +1,4 @@
-"""The rules of the log (failure matrix W1-W9), over a real server, a fake one, and the one in memory."""
+"""The rules of the log, over a real server, a fake one, and the one in memory."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ async def test_a_lost_claim_is_written_again_from_its_first_entry(log: Log) -> N
 
 
 async def test_an_older_attempt_is_fenced(log: Log) -> None:
-    """G5: nothing of an attempt comes after the first entry of a later one."""
+    """Nothing of an attempt comes after the first entry of a later one."""
     await log.create(new_run(on_interrupt="restart"))
     old = await claimed(log, token="old")
     await answer_to(log, append_of(old, texts(old, "a")))
@@ -241,7 +241,7 @@ async def test_an_older_attempt_is_fenced(log: Log) -> None:
 
 
 async def test_a_writer_that_wakes_up_in_time_keeps_its_run(log: Log) -> None:
-    """W4: an append after the lease lapsed is good as long as no other attempt has begun."""
+    """An append after the lease lapsed is good as long as no other attempt has begun."""
     await log.create(new_run(on_interrupt="restart"))
     claim = await claimed(log)
     assert (await after_two_looks(log)).answer is Answer.READY
@@ -431,7 +431,7 @@ async def test_viewers_of_an_unknown_run_leave_no_key(log: Log) -> None:
 
 
 async def test_a_deleted_stream_is_not_written_again(log: Log) -> None:
-    """RD12: the same server lost nothing, somebody deleted it."""
+    """The same server lost nothing, somebody deleted it."""
     await log.create(new_run())
     claim = await claimed(log)
     if isinstance(log, MemoryLog):
@@ -500,7 +500,7 @@ async def test_what_is_written_is_published_in_the_same_call(redis_server: Redis
 
 
 async def test_what_is_not_a_stream_is_as_good_as_gone(redis_server: RedisServer) -> None:
-    """RD4: somebody put a value of another type in its place; other runs are read all the same."""
+    """Somebody put a value of another type in its place; other runs are read all the same."""
     broker = Broker.open(redis_server.url)
     log = StreamLog(broker)
     for run in ("r", "other"):

@@ -112,7 +112,7 @@ async def swept_for(house: House, seconds: float) -> None:
 
 
 async def test_a_run_that_never_came_to_the_queue_is_queued(house: House) -> None:
-    """GW4: its gateway died between the two."""
+    """Its gateway died between the two."""
     await house.accept(queue=False)
     job = await house.swept_until_queued()
     assert job.startswith(b"r:")
@@ -127,7 +127,7 @@ async def test_a_run_on_the_queue_is_left_there(house: House) -> None:
 
 
 async def test_a_job_that_was_lost_is_replaced_once(house: House) -> None:
-    """QU3: the queue's data is gone."""
+    """The queue's data is gone."""
     await house.accept()
     await house.broker.call("DEL", keys.QUEUE)
     job = await house.swept_until_queued()
@@ -185,7 +185,7 @@ async def test_a_run_is_lost_only_after_two_looks(house: House) -> None:
 
 
 async def test_a_run_that_kills_its_workers_is_given_up(house: House) -> None:
-    """WK7: after two attempts here."""
+    """After two attempts here."""
     await house.accept()
     await house.take()
     await house.swept_until_queued()
@@ -258,7 +258,7 @@ async def _is_another(holder: Any) -> bool:
 
 
 async def test_runs_end_also_while_redis_has_no_memory(house: House, redis_server: RedisServer) -> None:
-    """G4: what ends a run needs none, and neither does who looks for it."""
+    """What ends a run needs none, and neither does who looks for it."""
     await house.accept(queue=False, queue_ms=1)
     sweeping = asyncio.create_task(house.sweep.run())
     with redis_server.client() as client:

@@ -1,8 +1,8 @@
 """A strict client of the native SSE stream: any breach of the guarantees is a ProtocolBreach.
 
-It has a parser of its own, stricter than browsers', so that no error of ours can cancel out. G1 to G4
-and R1 are those of the failure matrix (`docs/protocol.md` for everybody else): ids dense and rising, a
-reset before a new attempt takes over shown content, exactly one terminal event, then silence.
+It has a parser of its own, stricter than browsers', so that no error of ours can cancel out. What it holds
+the server to stands in `docs/protocol.md`: ids dense and rising, a reset before a new attempt takes over
+shown content, exactly one terminal event, then silence.
 """
 
 from __future__ import annotations

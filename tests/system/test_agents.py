@@ -1,4 +1,4 @@
-"""Agents that refuse, break off, or say what they must not (failure matrix AG1, AG2, AG4, AG5, AG7),
+"""Agents that refuse, break off, or say what they must not,
 and the real services' way of being asked: a key, over TLS."""
 
 from __future__ import annotations
@@ -256,7 +256,7 @@ async def test_a_compressed_answer_is_refused_unread(system: System, agent: str)
 
 
 async def test_faults_of_some_agents_do_not_slow_the_others(system: System) -> None:
-    """While agents flood, hang and refuse, an answer on the same worker arrives as ever (G8)."""
+    """While agents flood, hang and refuse, an answer on the same worker arrives as ever."""
     system.scripted.script("app", {"endless": True, "pace": 0, "pattern": "x" * 1000})
     system.scripted.script("model", {"tokens": 20, "pace": 0.02})
     async with browser() as client:

@@ -1,4 +1,4 @@
-"""Agents that keep silent, or never end, and runs that wait too long (failure matrix AG3, WK6)."""
+"""Agents that keep silent, or never end, and runs that wait too long."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the queue to a worker: slots, backlog, and everything that can be wrong with a queue (QU2 to QU6)."""
+"""From the queue to a worker: slots, backlog, and everything that can be wrong with a queue."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.wait import eventually
 from tests.system.conftest import StartSystem
 
 ON_A_BUSY_MACHINE = 3
-"""The failure matrix' limits are for an idle machine."""
+"""Limits are stated for an idle machine."""
 
 AGENTS = """
 agents:

@@ -1,4 +1,4 @@
-"""Many viewers of many runs, on any gateway, from any position (failure matrix CL1, R1, R2)."""
+"""Many viewers of many runs, on any gateway, from any position."""
 
 from __future__ import annotations
 

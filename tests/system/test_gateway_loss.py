@@ -1,4 +1,4 @@
-"""A gateway dies, leaves or never gets to the queue (failure matrix GW1, GW2, GW4, CL7)."""
+"""A gateway dies, leaves or never gets to the queue."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ async def test_fifty_posts_with_one_key_are_one_run_though_a_gateway_dies(start_
 
 
 async def test_a_post_repeated_after_a_lost_answer_is_the_same_run(start_system: StartSystem) -> None:
-    """CL7: the answer is lost on the way, then the client repeats, 20 times at once."""
+    """The answer is lost on the way, then the client repeats, 20 times at once."""
     system = start_system()
     speak_slowly(system)
     port = httpx.URL(system.url).port

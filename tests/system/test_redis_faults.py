@@ -1,4 +1,4 @@
-"""Redis stops, forgets, freezes, fills up or refuses while runs are under way (failure matrix RD, GW7)."""
+"""Redis stops, forgets, freezes, fills up or refuses while runs are under way."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ async def still_works(system: System) -> None:
         assert (await watched(client, system.url, run)).types[-1] == "run.completed"
 
 
-# RD1, RD2, RD3: it goes away and comes back.
+# It goes away and comes back.
 
 
 async def test_redis_with_a_log_of_its_own_restarts_unnoticed(
@@ -160,7 +160,7 @@ async def test_what_redis_forgets_is_written_again(
 
 
 async def is_whole_again(system: System, run: str) -> None:
-    """A run that has just ended is kept by its worker for a while (W5)."""
+    """A run that has just ended is kept by its worker for a while."""
     async with browser() as client:
 
         async def text() -> str:
@@ -189,7 +189,7 @@ async def test_a_frozen_redis_makes_nobody_take_a_run_over(
     assert len(system.scripted.calls("long")) == 10
 
 
-# RD9, RD10, RD11: it has no room, or is of the wrong kind.
+# It has no room, or is of the wrong kind.
 
 
 async def test_memory_that_is_used_up_ends_runs_and_refuses_new_ones(
@@ -241,7 +241,7 @@ async def test_no_connection_left_at_redis_is_answered_with_503_and_passes(
     await still_works(system)
 
 
-# RD12: a stream is taken away.
+# A stream is taken away.
 
 
 def delete_stream(admin: redis.Redis, run: str) -> None:
@@ -288,7 +288,7 @@ def left_calls(agents: AgentProcess) -> int:
     return [call["ended_by"] for call in agents.calls("long")].count("client")
 
 
-# RD13, GW7: the network between.
+# The network between.
 
 
 async def test_lost_replies_double_nothing(start_system: StartSystem, redis_server: RedisServer) -> None:
@@ -334,7 +334,7 @@ async def more_than(run: Watched, read: int) -> None:
     await eventually(lambda: run.viewer.bytes_read > read, 15, "heartbeats go on")
 
 
-# RD4: it answers, but not what was asked.
+# It answers, but not what was asked.
 
 
 @contextmanager

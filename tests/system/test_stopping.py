@@ -1,4 +1,4 @@
-"""Runs that somebody ends: by a call from any gateway, or by leaving (failure matrix CL9)."""
+"""Runs that somebody ends: by a call from any gateway, or by leaving."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.wait import eventually
 from tests.system.conftest import StartSystem
 
 STOPPED_WITHIN = 3.0
-"""The failure matrix says 1 s, and three times as much on a loaded machine."""
+"""One second on an idle machine, three times as much on a loaded one."""
 
 AGENTS = """
 agents:

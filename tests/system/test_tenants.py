@@ -1,4 +1,4 @@
-"""Whose run it is: other tenants, and pages of other origins, see and begin nothing (S1, S3, S18)."""
+"""Whose run it is: other tenants, and pages of other origins, see and begin nothing."""
 
 from __future__ import annotations
 

@@ -234,7 +234,7 @@ async def follow(client: httpx.AsyncClient, url: str, cursor: str, viewer: Viewe
 
 @pytest.mark.parametrize("live", [True, False], ids=["live", "ended"])
 async def test_no_cursor_is_an_error_and_all_lead_to_the_whole_answer(system: System, live: bool) -> None:
-    """CL2: a reset, then the attempt from its start."""
+    """A reset, then the attempt from its start."""
     system.scripted.script("held", {"tokens": 9, "hold_after": 5})
     async with browser() as client:
         run = await start_run(client, system.url, "held", PROMPT)

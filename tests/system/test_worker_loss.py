@@ -1,4 +1,4 @@
-"""Workers that die, freeze or are told to go (failure matrix WK1 to WK7, QU1)."""
+"""Workers that die, freeze or are told to go."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.wait import eventually
 from tests.system.conftest import StartSystem
 
 ON_A_BUSY_MACHINE = 3
-"""The failure matrix' limits are for an idle machine."""
+"""Limits are stated for an idle machine."""
 
 QUICK = {
     "BFF_LEASE": "1",

@@ -1,4 +1,4 @@
-"""What waits to be appended: merged until it has an id, the same for ever after (W4, W5)."""
+"""What waits to be appended: merged until it has an id, the same for ever after."""
 
 from __future__ import annotations
 

@@ -270,7 +270,7 @@ async def test_connecting_has_a_deadline(agents: HttpAgents) -> None:
 
 
 async def test_leaving_does_not_wait_for_a_connection_under_way() -> None:
-    """W10: the attempt to connect is not cancelled; it ends by its own deadline."""
+    """The attempt to connect is not cancelled; it ends by its own deadline."""
     async with HttpAgents() as agents:
         with full_listener() as url:
             async with asyncio.timeout(1), stream_of(agents, url, timeouts={"connect": 5}):
@@ -281,7 +281,7 @@ async def test_leaving_does_not_wait_for_a_connection_under_way() -> None:
 
 
 async def test_three_hundred_streams_left_at_random_leave_nothing_behind() -> None:
-    """W10: whatever state a request is in when it is left, the pool works and no socket stays."""
+    """Whatever state a request is in when it is left, the pool works and no socket stays."""
     chance = random.Random(7)
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
