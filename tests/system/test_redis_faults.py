@@ -404,7 +404,7 @@ async def test_refusals_that_pass_are_waited_for(
 
 def outages(system: System) -> int:
     """How often the worker could not write."""
-    return system.workers[0].log.count("Redis is out")
+    return system.workers[0].log.count("leases could not be renewed")
 
 
 def felt(system: System, before: int) -> bool:
