@@ -181,7 +181,9 @@ def _error(error: AgentError | None) -> dict[str, Json] | None:
         return None
     if isinstance(error, AgentTruncated):
         return {"message": str(error), "code": "upstream_truncated", "synthetic": True}
-    return {"message": str(error), "code": error.agent_code}
+    named = {"type": error.agent_type, "status": error.agent_status}
+    told = {name: word for name, word in named.items() if word is not None}
+    return {"message": str(error), "code": error.agent_code, **told}
 
 
 def _extras(total: Summary) -> dict[str, Json]:

@@ -95,7 +95,8 @@ class RequestError(BffError):
 class AgentError(BffError):
     """The agent failed; the text is safe to show, `code` goes into `run.failed`.
 
-    `agent_code` is the agent's own word for it, `retry_after` in seconds.
+    `agent_code`, `agent_type` and `agent_status` are the agent's own words for it, where it has them;
+    `retry_after` in seconds.
     """
 
     code = "agent_error"
@@ -109,9 +110,13 @@ class AgentError(BffError):
         retryable: bool | None = None,
         retry_after: float | None = None,
         agent_code: str | int | None = None,
+        agent_type: str | None = None,
+        agent_status: int | None = None,
     ) -> None:
         super().__init__(message)
         self.agent_code = agent_code
+        self.agent_type = agent_type
+        self.agent_status = agent_status
         if code is not None:
             self.code = code
         if retryable is not None:

@@ -67,14 +67,21 @@ def as_error(found: Report, status: int | None = None) -> AgentError:
     status = status or found.status or (found.code if isinstance(found.code, int) else None)
     words = {found.code, found.kind}
     message = found.message or "the agent reported an error"
-    if words & _FINAL_WORDS:
-        return AgentRejected(message, agent_code=found.code)
-    if status in BUSY or words & _BUSY_WORDS:
-        return AgentUnavailable(message, agent_code=found.code)
-    if status is not None and 400 <= status < 500:
-        return AgentRejected(message, agent_code=found.code)
     faulty = (status or 0) >= 500 or found.kind in ("server_error", "InternalServerError")
-    return AgentError(message, retryable=faulty, agent_code=found.code)
+    kind, retryable = AgentError, faulty
+    if words & _FINAL_WORDS:
+        kind, retryable = AgentRejected, False
+    elif status in BUSY or words & _BUSY_WORDS:
+        kind, retryable = AgentUnavailable, True
+    elif status is not None and 400 <= status < 500:
+        kind, retryable = AgentRejected, False
+    return kind(
+        message,
+        retryable=retryable,
+        agent_code=found.code,
+        agent_type=found.kind,
+        agent_status=found.status,
+    )
 
 
 def _from_object(value: dict[str, Json]) -> Report:

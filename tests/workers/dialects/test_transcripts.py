@@ -67,8 +67,8 @@ def agrees(found: dict[str, Any], expected: dict[str, Any]) -> None:
     error, wanted = found["error"], expected["error"]
     assert (error is None) == (wanted is None)
     if wanted is not None:
-        assert error["code"] == wanted["code"]
-        assert wanted.get("synthetic") or error["message"] == wanted["message"]
+        named = ("code", "type", "status") if wanted.get("synthetic") else ("message", "code", "type", "status")
+        assert {name: error.get(name) for name in named} == {name: wanted.get(name) for name in named}
 
 
 def _call(call: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
