@@ -67,7 +67,9 @@ def agrees(found: dict[str, Any], expected: dict[str, Any]) -> None:
     error, wanted = found["error"], expected["error"]
     assert (error is None) == (wanted is None)
     if wanted is not None:
-        named = ("code", "type", "status") if wanted.get("synthetic") else ("message", "code", "type", "status")
+        named = (
+            ("code", "type", "status") if wanted.get("synthetic") else ("message", "code", "type", "status")
+        )
         assert {name: error.get(name) for name in named} == {name: wanted.get(name) for name in named}
 
 
