@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -17,15 +16,3 @@ class _RunLog(logging.LoggerAdapter[logging.Logger]):
 def run_log(log: logging.Logger, run: str) -> logging.LoggerAdapter[logging.Logger]:
     """`log` with the run's id in front of each line."""
     return _RunLog(log, {"run": run})
-
-
-def configure(level: str) -> None:
-    """Send this process' logs to standard error, a line each. Raises ValueError for an unknown level."""
-    logging.basicConfig(
-        level=level.upper(),
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
-        force=True,
-    )
-    for name in ("arq", "httpx", "httpcore", "aiohttp"):
-        logging.getLogger(name).setLevel(logging.WARNING)
